@@ -1,0 +1,256 @@
+// Package event is the log of one VM: the inputs that aren't a function of
+// the guest's own execution, each with its position, and their codec.
+//
+// # Place
+//
+// hvd/lockstep writes entries on the primary and reads them on the secondary;
+// the machine applies them. The same bytes travel on the link and lie in a
+// recording. It imports nothing of ours.
+//
+// # Positions
+//
+// A position is the number of counted exits since the VM was made. An entry
+// at position n is applied after exit n and before the guest runs on. Two
+// kinds make an exit of their own, in the middle of the guest's run from exit
+// n to the next: Stop and Resync. They carry position n; what they made is
+// exit n+1.
+//
+// # Layout, version 1
+//
+// A log is a sequence of entries without padding. Integers are unsigned
+// LEB128 varints unless said otherwise.
+//
+//	tag      u8       kind in bits 0-3; bits 4-7: position less the last
+//	                  entry's position, 15 when it is 15 or more
+//	more     varint   that difference less 15; only after a tag with 15
+//	payload           by kind:
+//
+//	1  Time       now less the last now (ns)
+//	2  Deadline   (nothing: now is the machine's next deadline)
+//	3  Frame      length, bytes
+//	4  DiskDone   disk, request, status u8, length, bytes
+//	5  Vsock      length, bytes
+//	6  VsockReset (nothing)
+//	7  Console    length, bytes
+//	8  Power      (nothing)
+//	9  Stop       traps less the last stop's traps
+//	10 Resync     length, bytes (hvd/transfer's delta)
+//	11 Mark       fingerprint's low half, u32 little endian
+//	12 Live       epoch
+//
+// The codec is relative to the last entry, so both ends start from the same
+// Base: the position, now and traps of the state transfer that the log
+// follows.
+package event
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Version is the version of the layout above.
+const Version = 1
+
+// MaxData bounds the bytes that one entry carries.
+const MaxData = 320 << 20
+
+// Kind is what an entry says happened.
+type Kind uint8
+
+// The kinds of entry; the package comment has their payloads.
+const (
+	Time       Kind = 1 + iota // the guest's clock is anchored to Now
+	Deadline                   // the guest's clock reached its next timer
+	Frame                      // a network frame arrived (Data)
+	DiskDone                   // disk request ID of Disk ended with Status (and Data, for a read)
+	Vsock                      // a vsock packet arrived (Data)
+	VsockReset                 // the vsock transport was reset
+	Console                    // input on the serial console (Data)
+	Power                      // the power button was pressed
+	Stop                       // the guest was stopped after Traps counted traps
+	Resync                     // the guest was stopped elsewhere; Data is the state there
+	Mark                       // no input up to Pos; Hash is the fingerprint there
+	Live                       // from here on the log is that of a new primary
+	kinds
+)
+
+var names = [kinds]string{
+	Time: "time", Deadline: "deadline", Frame: "frame", DiskDone: "disk-done", Vsock: "vsock",
+	VsockReset: "vsock-reset", Console: "console", Power: "power", Stop: "stop", Resync: "resync",
+	Mark: "mark", Live: "live",
+}
+
+func (k Kind) String() string {
+	if k < kinds && names[k] != "" {
+		return names[k]
+	}
+	return fmt.Sprintf("kind(%d)", uint8(k))
+}
+
+// Entry is one entry of the log. Which fields count depends on Kind.
+type Entry struct {
+	Pos    uint64 // counted exits
+	Kind   Kind
+	Now    uint64 // Time: guest time, ns
+	Disk   int    // DiskDone: index of the disk
+	ID     uint64 // DiskDone: the request; Live: the epoch
+	Status byte   // DiskDone: as virtio-blk's status byte
+	Traps  uint64 // Stop: traps counted since the VM was made
+	Hash   uint32 // Mark: low half of the fingerprint
+	Data   []byte
+}
+
+// Base is what the first entry of a log is relative to.
+type Base struct {
+	Pos   uint64 `json:"pos"`
+	Now   uint64 `json:"now"`
+	Traps uint64 `json:"traps"`
+}
+
+// ErrCorrupt says that bytes are no entry of a log.
+var ErrCorrupt = errors.New("corrupt log entry")
+
+// Encoder appends entries to a buffer. The zero value starts at Base{}.
+type Encoder struct{ base Base }
+
+// NewEncoder returns an encoder for a log that starts at b.
+func NewEncoder(b Base) *Encoder { return &Encoder{b} }
+
+// Append encodes e behind dst. Positions never fall, nor does Now.
+func (c *Encoder) Append(dst []byte, e Entry) []byte {
+	delta := e.Pos - c.base.Pos
+	c.base.Pos = e.Pos
+	dst = append(dst, byte(e.Kind)|byte(min(delta, 15))<<4)
+	if delta >= 15 {
+		dst = binary.AppendUvarint(dst, delta-15)
+	}
+	switch e.Kind {
+	case Time:
+		dst = binary.AppendUvarint(dst, e.Now-c.base.Now)
+		c.base.Now = e.Now
+	case DiskDone:
+		dst = binary.AppendUvarint(dst, uint64(e.Disk))
+		dst = binary.AppendUvarint(dst, e.ID)
+		dst = append(dst, e.Status)
+		dst = appendData(dst, e.Data)
+	case Frame, Vsock, Console, Resync:
+		dst = appendData(dst, e.Data)
+	case Stop:
+		dst = binary.AppendUvarint(dst, e.Traps-c.base.Traps)
+		c.base.Traps = e.Traps
+	case Mark:
+		dst = binary.LittleEndian.AppendUint32(dst, e.Hash)
+	case Live:
+		dst = binary.AppendUvarint(dst, e.ID)
+	}
+	return dst
+}
+
+func appendData(dst, data []byte) []byte {
+	return append(binary.AppendUvarint(dst, uint64(len(data))), data...)
+}
+
+// Decoder reads entries that an Encoder with the same Base wrote.
+type Decoder struct{ base Base }
+
+// NewDecoder returns a decoder for a log that starts at b.
+func NewDecoder(b Base) *Decoder { return &Decoder{b} }
+
+// Next decodes the entry at the start of b and returns how many bytes it
+// took. Data points into b. The error is ErrCorrupt, also for an entry that b
+// holds only in part: batches hold whole entries. After an error the decoder
+// is of no use.
+func (d *Decoder) Next(b []byte) (Entry, int, error) {
+	r := reader{b: b}
+	tag := r.byte()
+	e := Entry{Kind: Kind(tag & 15)}
+	delta := uint64(tag >> 4)
+	if delta == 15 {
+		delta += r.uvarint()
+	}
+	e.Pos = d.base.Pos + delta
+	if e.Pos < d.base.Pos {
+		r.bad = true
+	}
+	switch e.Kind {
+	case Time:
+		e.Now = d.base.Now + r.uvarint()
+		r.bad = r.bad || e.Now < d.base.Now
+	case DiskDone:
+		disk := r.uvarint()
+		r.bad = r.bad || disk > 255
+		e.Disk, e.ID, e.Status, e.Data = int(disk&255), r.uvarint(), r.byte(), r.data()
+	case Frame, Vsock, Console, Resync:
+		e.Data = r.data()
+	case Stop:
+		e.Traps = d.base.Traps + r.uvarint()
+		r.bad = r.bad || e.Traps < d.base.Traps
+	case Mark:
+		if v := r.take(4); v != nil {
+			e.Hash = binary.LittleEndian.Uint32(v)
+		}
+	case Live:
+		e.ID = r.uvarint()
+	case Deadline, VsockReset, Power:
+	default:
+		r.bad = true
+	}
+	if r.bad {
+		return Entry{}, 0, fmt.Errorf("%w: %v after position %d", ErrCorrupt, e.Kind, d.base.Pos)
+	}
+	d.base.Pos = e.Pos
+	switch e.Kind {
+	case Time:
+		d.base.Now = e.Now
+	case Stop:
+		d.base.Traps = e.Traps
+	}
+	return e, r.at, nil
+}
+
+// reader takes values off the front of b; bad says that one wasn't there.
+type reader struct {
+	b   []byte
+	at  int
+	bad bool
+}
+
+func (r *reader) take(n int) []byte {
+	if r.bad || n > len(r.b)-r.at {
+		r.bad = true
+		return nil
+	}
+	v := r.b[r.at : r.at+n : r.at+n]
+	r.at += n
+	return v
+}
+
+func (r *reader) byte() byte {
+	if v := r.take(1); v != nil {
+		return v[0]
+	}
+	return 0
+}
+
+func (r *reader) uvarint() uint64 {
+	if r.bad {
+		return 0
+	}
+	v, n := binary.Uvarint(r.b[r.at:])
+	if n <= 0 {
+		r.bad = true
+		return 0
+	}
+	r.at += n
+	return v
+}
+
+func (r *reader) data() []byte {
+	n := r.uvarint()
+	if n > MaxData {
+		r.bad = true
+		return nil
+	}
+	return r.take(int(n))
+}

@@ -1,0 +1,94 @@
+package lockstep
+
+import (
+	"fmt"
+
+	"github.com/duet-ft/duet/hvd/event"
+)
+
+// Do is what the secondary has to do next.
+type Do uint8
+
+// What a Step asks for.
+const (
+	Wait  Do = iota // nothing is known beyond the current position
+	Run             // let the machine run to its next exit, or to Stop
+	Apply           // apply Entry at the current position
+	Check           // compare Entry.Hash with the machine's fingerprint
+)
+
+// Step is one thing that the secondary has to do.
+type Step struct {
+	Do    Do
+	Stop  uint64      // Run: the trap to stop at, or Free
+	Entry event.Entry // Apply, Check
+	LSN   uint64      // Check: the LSN behind the entry
+}
+
+// Replayer turns the log into steps. The zero value isn't usable; see
+// NewReplayer.
+type Replayer struct {
+	dec      *event.Decoder
+	buf      []byte // received, not yet decoded
+	received uint64 // LSN behind buf
+	executed uint64 // LSN behind the last entry that was carried out
+	head     event.Entry
+	headLen  int
+	have     bool
+}
+
+// NewReplayer returns a replayer of the log that starts at base with LSN 0.
+func NewReplayer(base event.Base) *Replayer {
+	return &Replayer{dec: event.NewDecoder(base)}
+}
+
+// Feed adds a batch that starts at lsn. Batches come in order and without
+// gaps; anything else is an error and leaves the replayer as it was.
+func (r *Replayer) Feed(lsn uint64, batch []byte) error {
+	if lsn != r.received {
+		return fmt.Errorf("log batch starts at LSN %d, want %d", lsn, r.received)
+	}
+	r.buf = append(r.buf, batch...)
+	r.received += uint64(len(batch))
+	return nil
+}
+
+// Received is the LSN up to which the log is here.
+func (r *Replayer) Received() uint64 { return r.received }
+
+// Executed is the LSN up to which every entry has been handed out by Next.
+func (r *Replayer) Executed() uint64 { return r.executed }
+
+// Next says what to do at position pos. Run is handed out again until the
+// machine has moved on; everything else is handed out once. Entry.Data is
+// valid until the next Feed. An error means that the log doesn't fit the
+// machine: it is corrupt, or the machine overran it.
+func (r *Replayer) Next(pos uint64) (Step, error) {
+	if !r.have {
+		if len(r.buf) == 0 {
+			return Step{Do: Wait}, nil
+		}
+		e, n, err := r.dec.Next(r.buf)
+		if err != nil {
+			return Step{}, err
+		}
+		r.head, r.headLen, r.have = e, n, true
+	}
+	e := r.head
+	switch {
+	case e.Pos < pos:
+		return Step{}, fmt.Errorf("%w: at exit %d, but the log has %v at %d", ErrDiverged, pos, e.Kind, e.Pos)
+	case e.Pos > pos:
+		return Step{Do: Run, Stop: Free}, nil
+	}
+	r.have = false
+	r.buf = r.buf[r.headLen:]
+	r.executed += uint64(r.headLen)
+	switch e.Kind {
+	case event.Stop:
+		return Step{Do: Run, Stop: e.Traps}, nil
+	case event.Mark:
+		return Step{Do: Check, Entry: e, LSN: r.executed}, nil
+	}
+	return Step{Do: Apply, Entry: e, LSN: r.executed}, nil
+}

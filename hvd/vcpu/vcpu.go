@@ -1,0 +1,144 @@
+// Package vcpu runs the one virtual CPU of a machine from counted exit to
+// counted exit, the same on every host.
+//
+// # Place
+//
+// hvd/machine hands it interrupts and answers its exits. It imports hvd/kvm
+// and hvd/mem.
+//
+// # Counted exits
+//
+// Exits that the guest makes itself count: port and memory accesses, HLT, an
+// interrupt window that was asked for, MSR accesses, and a counted trap at
+// which it was told to stop. What the host causes doesn't: a signal (Go's own
+// scheduler sends some), an immediate exit, a debug exit. Those are hidden
+// here, unless Kick asked for one.
+//
+// # Interrupt shadows under TCG
+//
+// QEMU's TCG loses the shadow of STI over an asynchronous #VMEXIT, so that the
+// interrupt-window exit comes one instruction early now and then. There, at a
+// window exit directly behind an STI (0xfb), one instruction is single-stepped.
+// On real hardware the exit never comes behind an STI and nothing is stepped.
+package vcpu
+
+import (
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/klauspost/cpuid/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/mem"
+)
+
+// UnderTCG says that this host itself is emulated by QEMU's TCG.
+func UnderTCG() bool { return cpuid.CPU.HypervisorVendorString == "TCGTCGTCGTCG" }
+
+// CPU is a virtual CPU. Its methods belong to one thread, but for Kick and
+// RequestStop.
+type CPU struct {
+	*kvm.VCPU
+	mem     *mem.Memory
+	tcg     bool
+	thread  atomic.Int64 // the thread inside Enter, or 0
+	kicked  atomic.Bool
+	Stepped uint64 // instructions stepped because of a lost shadow
+}
+
+// New makes the virtual CPU of vm with the given CPUID leaves.
+func New(vm *kvm.VM, m *mem.Memory, leaves []kvm.CPUID) (*CPU, error) {
+	c, err := vm.NewVCPU()
+	if err != nil {
+		return nil, err
+	}
+	if err := c.SetCPUID(leaves); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return &CPU{VCPU: c, mem: m, tcg: UnderTCG()}, nil
+}
+
+// Kick makes a running Enter return kvm.ErrInterrupted, wherever the guest is;
+// without one, the next Enter returns so. Any thread may call it.
+func (c *CPU) Kick() {
+	c.kicked.Store(true)
+	c.SetImmediateExit(true)
+	if tid := c.thread.Load(); tid != 0 {
+		// SIGURG is the signal that Go's scheduler preempts with: its handler
+		// ignores one that comes for no reason. The signal is what makes the
+		// kernel leave the guest and look at the immediate exit.
+		unix.Tgkill(unix.Getpid(), int(tid), unix.SIGURG)
+	}
+}
+
+// Enter runs the guest to its next counted exit. kvm.ErrInterrupted means that
+// a Kick came first. The calling goroutine must be locked to its thread.
+func (c *CPU) Enter() error {
+	c.thread.Store(int64(unix.Gettid()))
+	defer c.thread.Store(0)
+	for {
+		// Settle clears an immediate exit, so a kick is looked at first.
+		err := kvm.ErrInterrupted
+		if !c.kicked.Load() {
+			err = c.Run()
+		}
+		switch {
+		case err == nil:
+			return c.skipShadow()
+		case !errors.Is(err, kvm.ErrInterrupted):
+			return err
+		case c.kicked.Load():
+			c.SetImmediateExit(false)
+			c.kicked.Store(false)
+			return kvm.ErrInterrupted
+		}
+	}
+}
+
+// skipShadow undoes a window exit that came inside the shadow of an STI.
+func (c *CPU) skipShadow() error {
+	for c.tcg && c.ExitReason() == kvm.ExitIRQWindowOpen && c.afterSTI() {
+		if err := c.SingleStep(true); err != nil {
+			return fmt.Errorf("step over an interrupt shadow: %w", err)
+		}
+		c.SetWindow(false)
+		c.Stepped++
+		err := c.step()
+		if e := c.SingleStep(false); err == nil {
+			err = e
+		}
+		if err != nil {
+			return fmt.Errorf("step over an interrupt shadow: %w", err)
+		}
+		if c.ExitReason() != kvm.ExitDebug {
+			return nil // the instruction made an exit of its own: that counts
+		}
+		c.OverrideExitReason(kvm.ExitIRQWindowOpen)
+	}
+	return nil
+}
+
+// step executes one instruction, however often signals come. A kick that
+// arrives meanwhile stays noted.
+func (c *CPU) step() error {
+	for {
+		err := c.Run()
+		if !errors.Is(err, kvm.ErrInterrupted) {
+			return err
+		}
+		// An immediate exit would keep the instruction from ever running.
+		c.SetImmediateExit(false)
+	}
+}
+
+func (c *CPU) afterSTI() bool {
+	at, ok := c.Translate(c.Regs().RIP - 1)
+	if !ok {
+		return false
+	}
+	b, err := c.mem.View(at, 1)
+	return err == nil && b[0] == 0xfb
+}
