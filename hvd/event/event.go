@@ -37,6 +37,7 @@
 //	10 Resync     length, bytes (hvd/transfer's delta)
 //	11 Mark       fingerprint's low half, u32 little endian
 //	12 Live       epoch
+//	13 Jump       now less the last now (ns)
 //
 // The codec is relative to the last entry, so both ends start from the same
 // Base: the position, now and traps of the state transfer that the log
@@ -72,13 +73,14 @@ const (
 	Resync                     // the guest was stopped elsewhere; Data is the state there
 	Mark                       // no input up to Pos; Hash is the fingerprint there
 	Live                       // from here on the log is that of a new primary
+	Jump                       // the guest's clock jumps to Now; timers that it passes fire once
 	kinds
 )
 
 var names = [kinds]string{
 	Time: "time", Deadline: "deadline", Frame: "frame", DiskDone: "disk-done", Vsock: "vsock",
 	VsockReset: "vsock-reset", Console: "console", Power: "power", Stop: "stop", Resync: "resync",
-	Mark: "mark", Live: "live",
+	Mark: "mark", Live: "live", Jump: "jump",
 }
 
 func (k Kind) String() string {
@@ -92,7 +94,7 @@ func (k Kind) String() string {
 type Entry struct {
 	Pos    uint64 // counted exits
 	Kind   Kind
-	Now    uint64 // Time: guest time, ns
+	Now    uint64 // Time, Jump: guest time, ns
 	Disk   int    // DiskDone: index of the disk
 	ID     uint64 // DiskDone: the request; Live: the epoch
 	Status byte   // DiskDone: as virtio-blk's status byte
@@ -108,8 +110,12 @@ type Base struct {
 	Traps uint64 `json:"traps"`
 }
 
-// ErrCorrupt says that bytes are no entry of a log.
-var ErrCorrupt = errors.New("corrupt log entry")
+var (
+	// ErrCorrupt says that bytes are no entry of a log.
+	ErrCorrupt = errors.New("corrupt log entry")
+	// ErrPartial says that an entry goes on behind the bytes that are there.
+	ErrPartial = errors.New("log entry isn't complete")
+)
 
 // Encoder appends entries to a buffer. The zero value starts at Base{}.
 type Encoder struct{ base Base }
@@ -126,7 +132,7 @@ func (c *Encoder) Append(dst []byte, e Entry) []byte {
 		dst = binary.AppendUvarint(dst, delta-15)
 	}
 	switch e.Kind {
-	case Time:
+	case Time, Jump:
 		dst = binary.AppendUvarint(dst, e.Now-c.base.Now)
 		c.base.Now = e.Now
 	case DiskDone:
@@ -158,9 +164,8 @@ type Decoder struct{ base Base }
 func NewDecoder(b Base) *Decoder { return &Decoder{b} }
 
 // Next decodes the entry at the start of b and returns how many bytes it
-// took. Data points into b. The error is ErrCorrupt, also for an entry that b
-// holds only in part: batches hold whole entries. After an error the decoder
-// is of no use.
+// took. Data points into b. After ErrPartial the same entry may be decoded again,
+// with more bytes; after ErrCorrupt the decoder is of no use.
 func (d *Decoder) Next(b []byte) (Entry, int, error) {
 	r := reader{b: b}
 	tag := r.byte()
@@ -174,7 +179,7 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		r.bad = true
 	}
 	switch e.Kind {
-	case Time:
+	case Time, Jump:
 		e.Now = d.base.Now + r.uvarint()
 		r.bad = r.bad || e.Now < d.base.Now
 	case DiskDone:
@@ -194,14 +199,17 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		e.ID = r.uvarint()
 	case Deadline, VsockReset, Power:
 	default:
-		r.bad = true
+		r.bad = len(b) > 0
+	}
+	if !r.bad && r.short {
+		return Entry{}, 0, ErrPartial
 	}
 	if r.bad {
 		return Entry{}, 0, fmt.Errorf("%w: %v after position %d", ErrCorrupt, e.Kind, d.base.Pos)
 	}
 	d.base.Pos = e.Pos
 	switch e.Kind {
-	case Time:
+	case Time, Jump:
 		d.base.Now = e.Now
 	case Stop:
 		d.base.Traps = e.Traps
@@ -209,16 +217,18 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 	return e, r.at, nil
 }
 
-// reader takes values off the front of b; bad says that one wasn't there.
+// reader takes values off the front of b. bad says that one can't be, short
+// that b ended first; values are zero from then on.
 type reader struct {
-	b   []byte
-	at  int
-	bad bool
+	b     []byte
+	at    int
+	bad   bool
+	short bool
 }
 
 func (r *reader) take(n int) []byte {
-	if r.bad || n > len(r.b)-r.at {
-		r.bad = true
+	if r.bad || r.short || n > len(r.b)-r.at {
+		r.short = true
 		return nil
 	}
 	v := r.b[r.at : r.at+n : r.at+n]
@@ -234,12 +244,12 @@ func (r *reader) byte() byte {
 }
 
 func (r *reader) uvarint() uint64 {
-	if r.bad {
+	if r.bad || r.short {
 		return 0
 	}
 	v, n := binary.Uvarint(r.b[r.at:])
 	if n <= 0 {
-		r.bad = true
+		r.bad, r.short = n < 0, true
 		return 0
 	}
 	r.at += n

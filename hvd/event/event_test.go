@@ -60,10 +60,10 @@ func TestRoundTrip(t *testing.T) {
 		cur := base
 		for range rapid.IntRange(1, 20).Draw(t, "n") {
 			cur.Pos += rapid.SampledFrom([]uint64{0, 1, 14, 15, 16, 1000, 1 << 33}).Draw(t, "delta")
-			e := Entry{Pos: cur.Pos, Kind: rapid.SampledFrom([]Kind{Time, Deadline, Frame, DiskDone, Vsock, VsockReset, Console, Power, Stop, Resync, Mark, Live}).Draw(t, "kind")}
+			e := Entry{Pos: cur.Pos, Kind: rapid.SampledFrom([]Kind{Time, Deadline, Frame, DiskDone, Vsock, VsockReset, Console, Power, Stop, Resync, Mark, Live, Jump}).Draw(t, "kind")}
 			data := rapid.SliceOfN(rapid.Byte(), 1, 40).Draw(t, "data")
 			switch e.Kind {
-			case Time:
+			case Time, Jump:
 				cur.Now += rapid.Uint64Range(0, 1<<40).Draw(t, "dnow")
 				e.Now = cur.Now
 			case DiskDone:
@@ -94,6 +94,20 @@ func TestRoundTrip(t *testing.T) {
 	})
 }
 
+// TestPartial: whatever part of an entry is there, the decoder asks for more.
+func TestPartial(t *testing.T) {
+	whole := NewEncoder(Base{}).Append(nil, Entry{Pos: 300, Kind: DiskDone, Disk: 1, ID: 300, Data: make([]byte, 200)})
+	dec := NewDecoder(Base{})
+	for n := range whole {
+		if _, _, err := dec.Next(whole[:n]); !errors.Is(err, ErrPartial) {
+			t.Fatalf("%d of %d bytes: %v, want ErrPartial", n, len(whole), err)
+		}
+	}
+	if _, n, err := dec.Next(whole); err != nil || n != len(whole) {
+		t.Errorf("all %d bytes: took %d, %v", len(whole), n, err)
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte{0x02, 0x21, 0xac, 0x02})
 	f.Add([]byte{0xf4, 0x55, 0x01, 0xac, 0x02, 0x02, 0x01, 0xaa})
@@ -104,8 +118,8 @@ func FuzzDecode(f *testing.F) {
 		for len(b) > 0 {
 			e, n, err := dec.Next(b)
 			if err != nil {
-				if !errors.Is(err, ErrCorrupt) {
-					t.Fatalf("error %v isn't ErrCorrupt", err)
+				if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrPartial) {
+					t.Fatalf("error %v is neither ErrCorrupt nor ErrPartial", err)
 				}
 				return
 			}

@@ -328,14 +328,14 @@ func (c *VCPU) Settle() error {
 // SetImmediateExit makes the next or current Run return at once. With Kick, it
 // is what another thread calls to stop the guest.
 func (c *VCPU) SetImmediateExit(on bool) {
-	var v uint32
+	c.page[1] = 0
 	if on {
-		v = 1
+		c.page[1] = 1
 	}
-	// The byte at 1 shares its word with request_interrupt_window at 0 and
-	// padding; only this byte is written.
-	*(*uint8)(unsafe.Pointer(&c.page[1])) = uint8(v)
 }
+
+// ImmediateExit says whether SetImmediateExit is in force.
+func (c *VCPU) ImmediateExit() bool { return c.page[1] != 0 }
 
 // RequestStop asks the kernel to leave the guest at the next counted trap. Any
 // thread may call it.

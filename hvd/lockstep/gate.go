@@ -43,14 +43,8 @@ func (g *Gate[E]) Push(lsn uint64, effect E) {
 	g.held = append(g.held, held[E]{lsn, effect})
 }
 
-// Set changes the mode. A gate that is set to Acked counts acknowledgements
-// anew: those of an earlier log say nothing about this one.
-func (g *Gate[E]) Set(m GateMode) {
-	if m == Acked && g.mode != Acked {
-		g.received, g.executed = 0, 0
-	}
-	g.mode = m
-}
+// Set changes the mode.
+func (g *Gate[E]) Set(m GateMode) { g.mode = m }
 
 // Mode is the mode in force.
 func (g *Gate[E]) Mode() GateMode { return g.mode }
@@ -88,9 +82,10 @@ func (g *Gate[E]) Release() []E {
 	return out
 }
 
-// Rebase forgets the LSNs of what is held: a new log begins, whose state
-// transfer holds everything that made them.
+// Rebase forgets the LSNs of what is held and what was acknowledged: a new log
+// begins, whose state transfer holds everything that made them.
 func (g *Gate[E]) Rebase() {
+	g.received, g.executed = 0, 0
 	for i := range g.held {
 		g.held[i].lsn = 0
 	}

@@ -44,6 +44,9 @@ func (r *Recorder) Mark(pos, fingerprint uint64) uint64 {
 // LSN is the length of the log so far.
 func (r *Recorder) LSN() uint64 { return r.lsn }
 
+// Pending is the number of bytes written and not yet taken.
+func (r *Recorder) Pending() int { return len(r.buf) }
+
 // Take returns the bytes written since the last Take and the LSN of the first
 // of them. The caller owns them.
 func (r *Recorder) Take() (lsn uint64, batch []byte) {

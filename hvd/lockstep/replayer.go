@@ -1,6 +1,7 @@
 package lockstep
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/duet-ft/duet/hvd/event"
@@ -42,8 +43,8 @@ func NewReplayer(base event.Base) *Replayer {
 	return &Replayer{dec: event.NewDecoder(base)}
 }
 
-// Feed adds a batch that starts at lsn. Batches come in order and without
-// gaps; anything else is an error and leaves the replayer as it was.
+// Feed adds a piece of the log that starts at lsn. Pieces come in order and
+// without gaps, cut anywhere; anything else is an error and leaves the replayer as it was.
 func (r *Replayer) Feed(lsn uint64, batch []byte) error {
 	if lsn != r.received {
 		return fmt.Errorf("log batch starts at LSN %d, want %d", lsn, r.received)
@@ -69,6 +70,9 @@ func (r *Replayer) Next(pos uint64) (Step, error) {
 			return Step{Do: Wait}, nil
 		}
 		e, n, err := r.dec.Next(r.buf)
+		if errors.Is(err, event.ErrPartial) {
+			return Step{Do: Wait}, nil
+		}
 		if err != nil {
 			return Step{}, err
 		}

@@ -64,8 +64,10 @@ func New(vm *kvm.VM, m *mem.Memory, leaves []kvm.CPUID) (*CPU, error) {
 // Kick makes a running Enter return kvm.ErrInterrupted, wherever the guest is;
 // without one, the next Enter returns so. Any thread may call it.
 func (c *CPU) Kick() {
-	c.kicked.Store(true)
+	// In this order: Enter clears the immediate exit before it clears the kick,
+	// so it never goes back to the guest with only the former left behind.
 	c.SetImmediateExit(true)
+	c.kicked.Store(true)
 	if tid := c.thread.Load(); tid != 0 {
 		// SIGURG is the signal that Go's scheduler preempts with: its handler
 		// ignores one that comes for no reason. The signal is what makes the
@@ -90,9 +92,12 @@ func (c *CPU) Enter() error {
 			return c.skipShadow()
 		case !errors.Is(err, kvm.ErrInterrupted):
 			return err
-		case c.kicked.Load():
+		case c.kicked.Swap(false):
 			c.SetImmediateExit(false)
-			c.kicked.Store(false)
+			return kvm.ErrInterrupted
+		case c.ImmediateExit():
+			// A second kick came while the first was being answered.
+			c.SetImmediateExit(false)
 			return kvm.ErrInterrupted
 		}
 	}

@@ -1,0 +1,112 @@
+// Package pair decides which of two hosts runs a VM: one pure state machine
+// per VM and host, made so that the death of either host loses nothing and no
+// two copies of the VM ever speak to the world.
+//
+// # Place
+//
+// Package link drives one Machine per VM: it gives it inputs and carries out
+// its outputs. hvd/sim does the same in a simulated world. ftlink/arbiter
+// carries out the arbiter operations. It imports nothing of ours.
+//
+// # Roles
+//
+//	          own block, start,       won              fenced
+//	          nobody has state
+//	Standby -------------------> Starting --> Fencing -------> Alone
+//	   |                                                         ^
+//	   | SeedBegin            +-- the primary is heard again --+ | (boot, or go
+//	   v                      v                                | |  live)
+//	Receiving --Seeded--> Secondary --the primary is gone--> Consuming
+//	                          |                                | Consumed
+//	                          | diverged                       v
+//	                          +--------> Diverged --gone--> Claiming --won--> Fencing
+//
+//	Alone --a standby is there--> Seeding --it holds all--> Gating
+//	  ^                                |                      | it knows all that left
+//	  +---------- it is lost ----------+----------------------+--> Pairing
+//	  |                                                               | written
+//	  +--won-- Resolving <--the secondary is lost-- Primary <---------+
+//
+//	any live role --stop, shutdown--> Stopping --won--> Standby
+//	any role --crashed, or the block is lost--> Standby
+//
+// # Invariants
+//
+//	I1  Who runs alone owns the block: effects leave at once only after this
+//	    copy won SOLO and while nobody can have taken it away.
+//	I2  PAIR is written only once the secondary can explain everything that
+//	    has left. Gate{GateAcked} comes first; Gated says how long the log was
+//	    then; the swap waits until the secondary is that far.
+//	I3  While the block may say PAIR, effects wait for acknowledgements: from
+//	    before the swap to PAIR until after the swap back to SOLO.
+//	I4  A secondary swaps only from PAIR with itself as secondary and the very
+//	    seeding that it holds; never from SOLO.
+//	I5  A secondary that asks for the block acknowledges nothing more (Seal),
+//	    and has executed all that it acknowledged (Consumed).
+//	I6  Nothing of the guest's reaches the disk or the network before the other
+//	    host is fenced.
+//	I7  A swap whose outcome is unknown is asked for again, unchanged, until it
+//	    is known, and no other is begun. That the old block is still there
+//	    proves nothing: the command may be on its way. Once any swap took
+//	    place, every older command miscompares, because no block comes back.
+//	I8  Suspicion changes no role by itself: a primary goes on (its effects
+//	    wait), a secondary executes what it has; the block decides.
+//
+// # Why it is safe
+//
+// Effects that left a pair are in the log that the secondary acknowledged (I3),
+// or were explained when PAIR was written (I2). A secondary that wins has
+// executed all of it (I5) and its primary can't win any more, nor get anything
+// acknowledged; what the primary lets go late was acknowledged, so it is known,
+// and its writes are fenced (I6). A primary that wins goes on from its own
+// state. A copy that has no state starts the VM from its disk, only when the
+// block is its own, or says PAIR and no copy with state was heard for
+// Config.Grace; then the fence comes first as well.
+//
+// # What moves each role
+//
+// Not listed: an input that doesn't fit the role, which changes nothing. The
+// file "matrix" has the outputs, for each role and input.
+//
+//	Standby    SeedBegin: Receiving. Block SOLO(self): Starting. Block PAIR:
+//	           Starting at once if the peer is heard to hold nothing, after
+//	           Grace of silence if it isn't heard. Block FREE: Starting after
+//	           Start. ForceStart: Starting, from any block, unless the peer is
+//	           heard to hold state. After a crash, no start for Grace.
+//	Starting   won: Fencing. Not won: Standby. Unknown: the swap again.
+//	           A seeding is refused.
+//	Receiving  Seeded: Secondary. Stream broken, primary silent or restarted,
+//	           another seeding, fault: Halt, Standby.
+//	Secondary  Primary silent: Consuming. Primary restarted or halted its copy,
+//	           stream broken or direct link silent for long although the
+//	           primary is heard, primary without the volume: Consuming, for
+//	           good. Primary went on alone: Halt, Standby. Diverged: Diverged.
+//	Diverged   Primary went on alone: Halt, Standby. Primary gone: Claiming at
+//	           level verified (nothing left that wasn't verified), else Halt,
+//	           Standby, and so a start from the disk after Grace.
+//	Consuming  Primary heard again, not for good: Secondary. Consumed:
+//	           Claiming. Diverged: as in Diverged.
+//	Claiming   Reads the block. PAIR with this seeding: swaps to SOLO; anything
+//	           else: Halt, Standby. Left only by an answer, or when the primary
+//	           says that it won.
+//	Fencing    FenceDone: boot, or reissue and go live; announce; Alone. Error:
+//	           the fence again.
+//	Alone      A standby with the volume and a stream: Seeding. Peer says that
+//	           it owns a later epoch, or a write was refused: the gate is
+//	           closed until the block is read; then Halt, or as before.
+//	Seeding    Peer holds all: Gating. Peer lost, fault: EndSeed, Alone.
+//	Gating     Peer is as far as the gate: Pairing. Peer lost: as in Seeding,
+//	           and the gate opens: the block never said PAIR.
+//	Pairing    Swap done: Primary, whatever became of the peer meanwhile.
+//	Primary    Secondary silent, restarted, halted, diverged, claiming, too
+//	           slow, or its stream broken: Resolving.
+//	Resolving  Won: gate open, Alone. Not won: Halt, Standby.
+//	Stopping   Won: Halt, Standby, block FREE. Not won: Halt, Standby; the
+//	           other copy stops by itself if the guest did.
+//
+// A live copy halts whenever it learns of a block with a later epoch that it
+// didn't write. The block is read each Config.VolumeCheck in every role.
+//
+// A planned switchover will be an input of its own that makes a Primary write
+// PAIR with the roles exchanged, after the last of the log is acknowledged.
+package pair

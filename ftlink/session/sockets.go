@@ -1,0 +1,146 @@
+package session
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// keepAlive finds out that an idle peer is gone.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 3}
+
+const dialTime = 2 * time.Second
+
+// bindTo makes a socket's option setter: it sees only the traffic of one NIC.
+// Binding to the device and not to an address works before the NIC's
+// link-local address does, and survives its change.
+func bindTo(device string) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error {
+		if device == "" {
+			return nil
+		}
+		return control(c, func(fd int) error {
+			if err := unix.SetsockoptString(fd, unix.SOL_SOCKET, unix.SO_BINDTODEVICE, device); err != nil {
+				return fmt.Errorf("use NIC %q: %w", device, err)
+			}
+			return nil
+		})
+	}
+}
+
+// control runs f on a socket's file descriptor.
+func control(c syscall.RawConn, f func(fd int) error) error {
+	var err error
+	if e := c.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
+		return e
+	}
+	return err
+}
+
+// notSent is how many bytes the kernel takes on a connection beyond what it has
+// sent: what waits, waits in Conn's queue, where Pending sees it and where
+// pages are held back for the log.
+const notSent = 256 << 10
+
+// tune makes a TCP connection end when its peer has acknowledged nothing for
+// stall, or takes no data for so long, and keeps the kernel's queue short.
+func tune(c net.Conn, stall time.Duration) error {
+	tc, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := tc.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return control(raw, func(fd int) error {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, notSent); err != nil {
+			return err
+		}
+		return unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(stall.Milliseconds()))
+	})
+}
+
+// any is the address to bind to.
+func (p *path) any() netip.Addr {
+	if p.cfg.Local.IsValid() {
+		return p.cfg.Local
+	}
+	return netip.IPv6Unspecified()
+}
+
+func (p *path) listenTCP(ctx context.Context) (net.Listener, error) {
+	lc := net.ListenConfig{Control: bindTo(p.cfg.Interface), KeepAliveConfig: keepAlive}
+	lc.SetMultipathTCP(false)
+	return lc.Listen(ctx, "tcp", netip.AddrPortFrom(p.any(), p.link.cfg.port()).String())
+}
+
+func (p *path) dialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	d := net.Dialer{Timeout: dialTime, Control: bindTo(p.cfg.Interface), KeepAliveConfig: keepAlive}
+	if p.cfg.Local.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.cfg.Local, 0))
+	}
+	c, err := d.DialContext(ctx, "tcp", to.String())
+	if err != nil {
+		return nil, err
+	}
+	if err := tune(c, p.link.cfg.Stall); err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (p *path) listenUDP(ctx context.Context) (*net.UDPConn, error) {
+	lc := net.ListenConfig{Control: bindTo(p.cfg.Interface)}
+	pc, err := lc.ListenPacket(ctx, "udp", netip.AddrPortFrom(p.any(), p.link.cfg.port()).String())
+	if err != nil {
+		return nil, err
+	}
+	c, ok := pc.(*net.UDPConn)
+	if !ok {
+		_ = pc.Close()
+		return nil, fmt.Errorf("no UDP socket but a %T", pc)
+	}
+	if p.cfg.Interface == "" || !p.any().Is6() {
+		return c, nil
+	}
+	// This host doesn't need its own beacons.
+	raw, err := c.SyscallConn()
+	if err == nil {
+		err = control(raw, func(fd int) error {
+			return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP, 0)
+		})
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// linkLocals are the link-local IPv6 addresses of a NIC, without zone.
+func linkLocals(device string) []netip.Addr {
+	ifi, err := net.InterfaceByName(device)
+	if err != nil {
+		return nil
+	}
+	addrs, err := ifi.Addrs()
+	if err != nil {
+		return nil
+	}
+	var list []netip.Addr
+	for _, a := range addrs {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			if ip := prefix.Addr(); ip.Is6() && ip.IsLinkLocalUnicast() {
+				list = append(list, ip)
+			}
+		}
+	}
+	return list
+}

@@ -1,0 +1,120 @@
+// Package api is what a host tells and what it can be told: the types of its
+// HTTP interface.
+//
+// # Place
+//
+// hvd/daemon serves it to the world over TLS, with a token; hvd/vmproc, the
+// process of one VM, serves the part about its VM to the daemon on a Unix
+// socket, without. Clients are the command line, the demo and tests. It
+// imports nothing of ours.
+//
+// # Resources
+//
+// All bodies are JSON; an error is {"error": "one line"} with a status of 4xx
+// (the caller's fault) or 5xx. The token travels as "Authorization: Bearer".
+//
+//	GET    /v1/host                       Host
+//	GET    /v1/vms                        []VM, in the order of their names
+//	GET    /v1/vms/{name}                 VM
+//	POST   /v1/vms                        a definition (volume.Definition) -> VM
+//	DELETE /v1/vms/{name}                 a VM that is stopped
+//	POST   /v1/vms/{name}/start           start a VM that is stopped
+//	POST   /v1/vms/{name}/stop            switch it off, now
+//	POST   /v1/vms/{name}/shutdown        press its power button
+//	POST   /v1/vms/{name}/force-start     start it here although it was the peer's,
+//	                                      which the caller knows to be off
+//	GET    /v1/vms/{name}/console         its last console output, text
+//	GET    /v1/vms/{name}/vsock/{port}    Upgrade: vsock; then a raw stream to that
+//	                                      port of the guest
+//	GET    /v1/events                     []Event, oldest first
+//
+// A VM process serves, on its socket, what is below /v1/vms/{name} as /v1/vm:
+// GET /v1/vm, POST /v1/vm/start, GET /v1/vm/console, GET /v1/vm/events and so
+// on. Its vsock is a socket of its own beside it, after Firecracker's
+// convention ("CONNECT port\n").
+package api
+
+import "time"
+
+// Port is where a host serves the interface, TLS over TCP.
+const Port = 7443
+
+// Host is a host's own state.
+type Host struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`           // of the image
+	KVM     string `json:"kvm"`               // "ok", or what is wrong in one line
+	Volume  string `json:"volume"`            // the same
+	Peer    string `json:"peer,omitempty"`    // the peer's name
+	Locator string `json:"locator"`           // how a guest is stopped at a position
+	Trouble string `json:"trouble,omitempty"` // what keeps VMs from being protected, one line
+}
+
+// VM is one VM as this host sees it.
+type VM struct {
+	Name      string `json:"name"`
+	Role      string `json:"role"`      // pair.Role of this host's copy, or "starting", "failed"
+	Live      bool   `json:"live"`      // the guest runs here
+	Protected bool   `json:"protected"` // primary with a secondary in lockstep
+	Epoch     uint64 `json:"epoch"`
+	Error     string `json:"error,omitempty"` // why it doesn't run, one line
+	Output    string `json:"output"`          // the level of the output rule
+
+	Position uint64  `json:"position"` // counted exits
+	ClockNS  uint64  `json:"clock_ns"` // guest time
+	LagMS    float64 `json:"lag_ms"`   // of the secondary's execution
+	LSN      uint64  `json:"lsn"`      // secondary: received; primary: written
+	Verified uint64  `json:"verified"` // LSN that the secondary has verified
+
+	Counters Counters  `json:"counters"`
+	Seed     *Seed     `json:"seed,omitempty"`     // the last state transfer from here
+	Failover *Failover `json:"failover,omitempty"` // the last time that this copy went live for its peer
+}
+
+// Counters count since this copy went live or became secondary.
+type Counters struct {
+	Exits       uint64 `json:"exits"`
+	Ticks       uint64 `json:"ticks"`
+	Inputs      uint64 `json:"inputs"`
+	Resyncs     uint64 `json:"resyncs"`
+	ResyncBytes uint64 `json:"resync_bytes"`
+	LogBytes    uint64 `json:"log_bytes"`
+	Throttled   uint64 `json:"throttled"`
+	Divergences uint64 `json:"divergences"`
+	DiskReads   uint64 `json:"disk_reads"`
+	DiskWrites  uint64 `json:"disk_writes"`
+	FramesIn    uint64 `json:"frames_in"`
+	FramesOut   uint64 `json:"frames_out"`
+
+	// How long effects waited for the output rule, of the last 1,024.
+	DelayMedianMS float64 `json:"delay_median_ms"`
+	DelayP99MS    float64 `json:"delay_p99_ms"`
+}
+
+// Seed is a state transfer.
+type Seed struct {
+	Pages   int     `json:"pages"`
+	Bytes   uint64  `json:"bytes"` // on the link
+	Rounds  int     `json:"rounds"`
+	TotalMS float64 `json:"total_ms"`
+	PauseMS float64 `json:"pause_ms"` // the guest stood still
+}
+
+// Failover says how a copy went live, in ms since it last heard of its peer.
+type Failover struct {
+	At          time.Time `json:"at"`
+	Cause       string    `json:"cause"`
+	DetectionMS float64   `json:"detection_ms"` // suspicion
+	ClaimMS     float64   `json:"claim_ms"`     // the arbiter block is won
+	LiveMS      float64   `json:"live_ms"`      // the guest runs, its network is open
+	Reissued    int       `json:"reissued"`     // disk requests
+}
+
+// Event is something that happened, for people.
+type Event struct {
+	At    time.Time `json:"at"`
+	VM    string    `json:"vm,omitempty"` // empty: the host
+	Epoch uint64    `json:"epoch,omitempty"`
+	Role  string    `json:"role,omitempty"` // after it
+	What  string    `json:"what"`
+}

@@ -1,0 +1,81 @@
+package api
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// Protocol is what a request for a vsock stream upgrades to.
+const Protocol = "vsock"
+
+// Vsock connects to a port of a VM's guest. ctx bounds the way there, and not the connection's life. The connection
+// has CloseWrite, which the guest sees as the end of the stream.
+func (c *Client) Vsock(ctx context.Context, name string, port uint32) (net.Conn, error) {
+	raw, err := c.cfg.DialContext(ctx, "tcp", c.cfg.Address)
+	if err != nil {
+		return nil, c.failure(err)
+	}
+	conn := tls.Client(raw, c.tls)
+	// Whatever is under way fails at once when ctx ends.
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	s, err := c.upgrade(ctx, conn, fmt.Sprintf("%s/vsock/%d", vmPath(name), port))
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		raw.Close()
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		if e, ok := err.(*Error); ok {
+			return nil, e
+		}
+		return nil, c.failure(err)
+	}
+	return s, nil
+}
+
+func (c *Client) upgrade(ctx context.Context, conn *tls.Conn, path string) (net.Conn, error) {
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	r, err := c.request(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return nil, err
+	}
+	r.Header.Set("Connection", "Upgrade")
+	r.Header.Set("Upgrade", Protocol)
+	if err := r.Write(conn); err != nil {
+		return nil, err
+	}
+	b := bufio.NewReader(conn)
+	a, err := http.ReadResponse(b, r)
+	if err != nil {
+		return nil, err
+	}
+	if a.StatusCode != http.StatusSwitchingProtocols {
+		defer a.Body.Close()
+		if a.StatusCode/100 == 2 {
+			return nil, Errorf(a.StatusCode, "the host doesn't know vsock streams")
+		}
+		return nil, ReadError(a)
+	}
+	if !strings.EqualFold(a.Header.Get("Upgrade"), Protocol) {
+		return nil, Errorf(a.StatusCode, "the host upgraded to %.40q instead of %s", a.Header.Get("Upgrade"), Protocol)
+	}
+	return &stream{conn, b}, nil
+}
+
+// stream is an upgraded connection; what came right after the answer is still in the buffer.
+type stream struct {
+	*tls.Conn
+	r *bufio.Reader
+}
+
+func (s *stream) Read(p []byte) (int, error) { return s.r.Read(p) }
