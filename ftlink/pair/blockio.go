@@ -112,6 +112,9 @@ func (m *Machine) learn(b Block) {
 	if b.Epoch < m.block.Epoch {
 		return
 	}
+	if m.volumeLost() {
+		m.backAt = m.now
+	}
 	before := m.block
 	m.block, m.blockAt = b, m.now
 	if p := m.pending; p != nil {

@@ -4,7 +4,7 @@
 //
 // # Place
 //
-// Package link drives one Machine per VM: it gives it inputs and carries out
+// The loop of one VM drives a Machine: it gives it inputs and carries out
 // its outputs. hvd/sim does the same in a simulated world. ftlink/arbiter
 // carries out the arbiter operations. It imports nothing of ours.
 //
@@ -63,10 +63,33 @@
 // block is its own, or says PAIR and no copy with state was heard for
 // Config.Grace; then the fence comes first as well.
 //
+// # The driver's part
+//
+//   - Tick at least twice a heartbeat. Give inputs one at a time, and carry out
+//     the outputs of one before giving the next.
+//   - Answer each Arbiter once, in bounded time; a few may be under way at once.
+//   - The log of a seeding lives on the stream that carried its state, and ends
+//     with that stream: after LinkDown, EndSeed or Seal nothing of it is sent,
+//     taken or acknowledged. An acknowledgement counts only if it came on the
+//     stream of the present seeding.
+//   - At a seeding's final stop begin a new log (and rebase the gate): every
+//     later effect carries an LSN of it. The gate is still open then.
+//   - GateAcked: set the gate, then give Gated with the log's length.
+//   - The secondary gives Progress when it acknowledges, the primary when the
+//     acknowledgement comes.
+//   - Consume may come again after the primary was heard again. Consumed is only
+//     given when nothing that was received is left to execute.
+//   - Fence registers the own key first, and only then: a host that was fenced
+//     must not register by itself, or its old writes may land.
+//   - Halt ends the session with the volume. A halted guest's disk requests must
+//     not take effect behind the next guest's back.
+//   - A secondary that can't go on, the log's end included, reports Diverge; a
+//     copy that is broken reports Crashed.
+//
 // # What moves each role
 //
 // Not listed: an input that doesn't fit the role, which changes nothing. The
-// file "matrix" has the outputs, for each role and input.
+// file testdata/matrix has the outputs, for each role and input.
 //
 //	Standby    SeedBegin: Receiving. Block SOLO(self): Starting. Block PAIR:
 //	           Starting at once if the peer is heard to hold nothing, after
@@ -79,8 +102,8 @@
 //	           another seeding, fault: Halt, Standby.
 //	Secondary  Primary silent: Consuming. Primary restarted or halted its copy,
 //	           stream broken or direct link silent for long although the
-//	           primary is heard, primary without the volume: Consuming, for
-//	           good. Primary went on alone: Halt, Standby. Diverged: Diverged.
+//	           primary is heard (its turn comes first), primary without the
+//	           volume while it answers here: Consuming, for good. Primary went on alone: Halt, Standby. Diverged: Diverged.
 //	Diverged   Primary went on alone: Halt, Standby. Primary gone: Claiming at
 //	           level verified (nothing left that wasn't verified), else Halt,
 //	           Standby, and so a start from the disk after Grace.

@@ -72,6 +72,7 @@ type Machine struct {
 
 	block    Block // the newest that is known; Epoch 0: none
 	blockAt  time.Duration
+	backAt   time.Duration // the volume answered again after it was lost
 	readAt   time.Duration // next regular read
 	reading  uint64        // op of the read that a decision waits for, 0: none
 	lost     bool          // the volume, as last told to people

@@ -198,10 +198,10 @@ func moves() []struct {
 	return append(list, move{"peer owns a later epoch", func(s *subject) { s.hear(Alone, theirSeed, 20) }})
 }
 
-// TestMatrix shows each role each input and compares what happens with the
-// file "matrix".
+// TestMatrix shows each role each input and compares what happens with
+// testdata/matrix.
 func TestMatrix(t *testing.T) {
-	datadriven.RunTest(t, "matrix", func(t *testing.T, d *datadriven.TestData) string {
+	datadriven.RunTest(t, "testdata/matrix", func(t *testing.T, d *datadriven.TestData) string {
 		role := Role(slices.Index(roleNames[:], d.Cmd))
 		level := LevelVerified
 		if d.HasArg("received") {

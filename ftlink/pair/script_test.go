@@ -8,7 +8,7 @@ import (
 	"github.com/cockroachdb/datadriven"
 )
 
-// TestScripts runs the scripts in testdata. One block of commands, one a line:
+// TestScripts runs the scripts in testdata/scripts. One block of commands, one a line:
 //
 //	level received           before anything is started
 //	start H                  a new process on host H (a, b)
@@ -26,7 +26,7 @@ import (
 //	fault H crashed|diverged|shutdown|lagging|refused
 //	state                    roles, guests, gates and the block
 func TestScripts(t *testing.T) {
-	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
 		w := newWorld()
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
 			w.trace.Reset()

@@ -81,10 +81,16 @@ func (m *Machine) primaryGone() (why string, final bool) {
 		return "the log stream is down", true
 	case m.directSilent(2 * m.cfg.LinkPatience):
 		return "the direct link is silent", true
-	case msg.VolumeLost && msg.Role == Primary && m.now-m.blockAt < 2*m.cfg.VolumeCheck:
+	case msg.VolumeLost && msg.Role == Primary && m.onlyWeReach():
 		return "the primary has lost the volume", true
 	}
 	return "", false
+}
+
+// onlyWeReach says that the volume answers here, and has for so long that the
+// primary would know if it answered there.
+func (m *Machine) onlyWeReach() bool {
+	return m.now-m.blockAt < 2*m.cfg.VolumeCheck && m.now-m.backAt > 2*m.cfg.VolumeCheck
 }
 
 // dropped says why the primary goes on without this copy, "" if it doesn't.

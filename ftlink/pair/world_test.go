@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// world is two hosts and a volume for the scripts in testdata: everything
+// world is two hosts and a volume for the scripts in testdata/scripts: everything
 // takes a fixed time, and what happens is written down.
 type world struct {
 	level  Level

@@ -46,6 +46,7 @@ type Host struct {
 	KVM     string `json:"kvm"`               // "ok", or what is wrong in one line
 	Volume  string `json:"volume"`            // the same
 	Peer    string `json:"peer,omitempty"`    // the peer's name
+	Key     string `json:"key"`               // the host's public key: peer.key in the peer's host.json
 	Locator string `json:"locator"`           // how a guest is stopped at a position
 	Trouble string `json:"trouble,omitempty"` // what keeps VMs from being protected, one line
 }

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/duet-ft/duet/hvd/api"
+)
+
+// table prints rows of columns; the cells of a row are separated by tabs.
+func table(out io.Writer, print func(w io.Writer)) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	print(w)
+	return w.Flush()
+}
+
+// row prints a name and a value, unless it is empty.
+func row(w io.Writer, name, format string, args ...any) {
+	if value := api.OneLine(fmt.Sprintf(format, args...)); value != "" {
+		fmt.Fprintf(w, "%s\t%s\n", name, value)
+	}
+}
+
+func showHost(ctx context.Context, e env) error {
+	h, err := e.client.Host(ctx)
+	if err != nil {
+		return err
+	}
+	return table(e.out, func(w io.Writer) {
+		row(w, "name", "%s", h.Name)
+		row(w, "version", "%s", h.Version)
+		row(w, "KVM", "%s", h.KVM)
+		row(w, "volume", "%s", h.Volume)
+		row(w, "peer", "%s", h.Peer)
+		row(w, "key", "%s", h.Key)
+		row(w, "locator", "%s", h.Locator)
+		row(w, "trouble", "%s", h.Trouble)
+	})
+}
+
+func showVMs(ctx context.Context, e env) error {
+	list, err := e.client.VMs(ctx)
+	if err != nil {
+		return err
+	}
+	return table(e.out, func(w io.Writer) {
+		fmt.Fprintln(w, "NAME\tROLE\tRUNS HERE\tPROTECTED\tEPOCH\tLAG\tOUTPUT\tERROR")
+		for _, v := range list {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%.1f ms\t%s\t%s\n",
+				api.OneLine(v.Name), api.OneLine(v.Role), yes(v.Live), yes(v.Protected), v.Epoch, v.LagMS,
+				api.OneLine(v.Output), api.OneLine(v.Error))
+		}
+	})
+}
+
+func yes(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
+}
+
+func showVM(ctx context.Context, e env) error {
+	v, err := e.client.VM(ctx, e.args[0])
+	if err != nil {
+		return err
+	}
+	return table(e.out, func(w io.Writer) {
+		row(w, "name", "%s", v.Name)
+		row(w, "role", "%s", v.Role)
+		row(w, "runs here", "%s", yes(v.Live))
+		row(w, "protected", "%s", yes(v.Protected))
+		row(w, "epoch", "%d", v.Epoch)
+		row(w, "output", "%s", v.Output)
+		row(w, "error", "%s", v.Error)
+		row(w, "position", "%d exits", v.Position)
+		row(w, "guest time", "%s", time.Duration(v.ClockNS).Round(time.Millisecond))
+		row(w, "lag", "%.1f ms", v.LagMS)
+		row(w, "LSN", "%d, verified %d", v.LSN, v.Verified)
+		c := v.Counters
+		row(w, "exits", "%d (ticks %d, inputs %d)", c.Exits, c.Ticks, c.Inputs)
+		row(w, "log", "%d bytes, %d resyncs of %d bytes", c.LogBytes, c.Resyncs, c.ResyncBytes)
+		row(w, "throttled", "%d times", c.Throttled)
+		row(w, "divergences", "%d", c.Divergences)
+		row(w, "disk", "%d reads, %d writes", c.DiskReads, c.DiskWrites)
+		row(w, "network", "%d frames in, %d out", c.FramesIn, c.FramesOut)
+		row(w, "output delay", "%.2f ms, 99 %% below %.2f ms", c.DelayMedianMS, c.DelayP99MS)
+		if s := v.Seed; s != nil {
+			row(w, "last transfer", "%d pages, %d bytes, %d rounds, %.0f ms, pause %.1f ms", s.Pages, s.Bytes, s.Rounds, s.TotalMS, s.PauseMS)
+		}
+		if f := v.Failover; f != nil {
+			row(w, "last failover", "%s, %s: detected %.0f ms, won %.0f ms, live %.0f ms, %d disk requests reissued",
+				stamp(f.At), f.Cause, f.DetectionMS, f.ClaimMS, f.LiveMS, f.Reissued)
+		}
+	})
+}
+
+func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000") }
+
+func showEvents(ctx context.Context, e env) error {
+	list, err := e.client.Events(ctx)
+	if err != nil {
+		return err
+	}
+	return table(e.out, func(w io.Writer) {
+		for _, v := range list {
+			if len(e.args) > 0 && v.VM != e.args[0] {
+				continue
+			}
+			of := ""
+			if v.Epoch > 0 || v.Role != "" {
+				of = fmt.Sprintf("%s %d", v.Role, v.Epoch)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", stamp(v.At), api.OneLine(v.VM), api.OneLine(of), api.OneLine(v.What))
+		}
+	})
+}

@@ -1,0 +1,252 @@
+// Package daemon is a host: it keeps the shared volume open, runs one process for each VM that is defined there, and
+// serves the host's API.
+//
+// # Place
+//
+// The program hvd runs it, and starts itself again as "hvd vm NAME" for each VM, which is hvd/vmproc. The daemon
+// decides nothing about VMs: the two processes of a VM, one on each host, do. It imports hvd/api, hostcfg, hostkey, iscsi,
+// kvm, nexus and volume, and its own packages: define, journal, server, supervise and vmsock.
+//
+// # Life
+//
+//	host.json --> (Run) one instance: --> keepVolume: log in, open, read definitions --> fleet: a process per VM
+//	     ^           |               |                                  ^ each 3 s, and after own changes
+//	     |           |               +-> server: API, TCP port 7443
+//	     |           |               +-> checks: KVM, until it's there
+//	     |           |               +-> collects the VMs' events
+//	     |           +-- the file was bad or missing and has changed: another instance
+//	     +-------------- looked at each 3 s
+//
+// Nothing that is missing ends it: no /perm (a key in memory), no or a bad host.json (an API on localhost), no KVM, no
+// volume. Each says so in one line in the log, once, and in the API, and is tried again.
+//
+// # Files
+//
+//	/perm/duet/host.json      see hvd/hostcfg
+//	/perm/duet/host.key       see hvd/hostkey
+//	/perm/duet/events.jsonl   see journal
+//	/run/duet/<vm>/           the VM's sockets, see vmsock
+//	/run/duet/host.key        a key that is kept in memory
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/daemon/journal"
+	"github.com/duet-ft/duet/hvd/hostcfg"
+	"github.com/duet-ft/duet/hvd/hostkey"
+	"github.com/duet-ft/duet/hvd/volume"
+)
+
+// DefaultEvents is where a host keeps its events.
+const DefaultEvents = "/perm/duet/events.jsonl"
+
+// Options are where a daemon finds things. What is zero gets the default that is named.
+type Options struct {
+	Config  string // host.json; hostcfg.DefaultPath
+	Key     string // host.key; hostkey.DefaultPath
+	Events  string // DefaultEvents
+	RunDir  string // /run/duet, or duet in the directory for temporary files where that isn't writable
+	Version string // of the image, for Host.Version
+
+	// Log is told what to tell people, line by line; standard error.
+	Log func(line string)
+	// Command is the program that runs a VM; this program with "vm NAME".
+	Command func(c Child) (path string, args []string)
+	// Listen opens the API's listener, on this host only if local; TCP port api.Port.
+	Listen func(local bool) (net.Listener, error)
+	// Hardware looks at the host; it opens /dev/kvm.
+	Hardware func() (Hardware, error)
+	// Open logs in to the volume; by iSCSI.
+	Open func(ctx context.Context, l Login) (Store, error)
+
+	// Poll is how often definitions and host.json are looked at; 3 s. Retry is the pause after a failure; 5 s.
+	Poll, Retry time.Duration
+}
+
+// Child says which VM a process is for, and where it finds its things.
+type Child struct {
+	Name   string // of the VM
+	Config string // path of host.json
+	Key    string // path of the host's key
+	RunDir string // the VM's own directory, where it serves its sockets
+}
+
+// Login is what a daemon logs in to the volume with.
+type Login struct {
+	Volume hostcfg.Volume
+	Host   string // its name
+	// Notify is told when the connection is lost and when it is back.
+	Notify func(line string)
+}
+
+// Store is a volume that is logged in to.
+type Store struct {
+	Blocks volume.Blocks
+	// Close logs out.
+	Close func() error
+	// Gone says that the session is closed for good and another login is needed.
+	Gone func() bool
+	// Warning is what the volume lacks, one line, or empty.
+	Warning string
+}
+
+func (o *Options) defaults() {
+	set := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	set(&o.Config, hostcfg.DefaultPath)
+	set(&o.Key, hostkey.DefaultPath)
+	set(&o.Events, DefaultEvents)
+	set(&o.Version, "unknown")
+	if o.Log == nil {
+		o.Log = func(line string) { fmt.Fprintln(os.Stderr, line) }
+	}
+	if o.Command == nil {
+		o.Command = ownCommand
+	}
+	if o.Listen == nil {
+		o.Listen = listen
+	}
+	if o.Hardware == nil {
+		o.Hardware = measure
+	}
+	if o.Open == nil {
+		o.Open = login
+	}
+	if o.Poll == 0 {
+		o.Poll = 3 * time.Second
+	}
+	if o.Retry == 0 {
+		o.Retry = 5 * time.Second
+	}
+}
+
+// ownCommand runs a VM by this very program.
+func ownCommand(c Child) (string, []string) {
+	path, err := os.Executable()
+	if err != nil {
+		path = os.Args[0]
+	}
+	return path, []string{"vm", "--config", c.Config, "--key", c.Key, "--run", c.RunDir, c.Name}
+}
+
+func listen(local bool) (net.Listener, error) {
+	host := ""
+	if local {
+		host = "127.0.0.1"
+	}
+	return net.Listen("tcp", net.JoinHostPort(host, fmt.Sprint(api.Port)))
+}
+
+// Run is the daemon, until ctx ends. It fails only where nothing at all can work.
+func Run(ctx context.Context, o Options) error {
+	o.defaults()
+	run, err := makeRunDir(o.RunDir)
+	if err != nil {
+		return fmt.Errorf("no directory for sockets: %w", err)
+	}
+	o.RunDir = run
+	events, err := journal.Open(o.Events)
+	if err != nil {
+		o.Log(fmt.Sprintf("events are kept in memory only: %v", err))
+	}
+	defer events.Close()
+	for ctx.Err() == nil {
+		d := newInstance(o, events)
+		life, end := context.WithCancel(ctx)
+		var both sync.WaitGroup
+		both.Go(func() { d.watchConfig(life, end) })
+		d.run(life)
+		end()
+		both.Wait()
+	}
+	return nil
+}
+
+// makeRunDir makes the directory for sockets. It must be ours alone: whoever reaches a socket controls a VM.
+func makeRunDir(dir string) (string, error) {
+	if dir != "" {
+		return dir, ownDir(dir)
+	}
+	if err := ownDir("/run/duet"); err == nil {
+		return "/run/duet", nil
+	}
+	dir = filepath.Join(os.TempDir(), "duet")
+	return dir, ownDir(dir)
+}
+
+func ownDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	info, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !info.IsDir() || !ok || int(st.Uid) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to somebody else", dir)
+	}
+	return os.Chmod(dir, 0o700)
+}
+
+// readConfig loads host.json. problem is what is wrong with it, one line, or empty; then there are defaults.
+func readConfig(path string) (cfg *hostcfg.Config, problem string) {
+	cfg, err := hostcfg.Load(path)
+	if err != nil {
+		return &hostcfg.Config{}, "host.json: " + api.OneLine(err.Error())
+	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return cfg, "no host.json: write " + path + " with this host's name, peer, volume and token"
+	}
+	return cfg, ""
+}
+
+// watchConfig ends the instance when a host.json that was bad or missing has changed.
+func (d *instance) watchConfig(ctx context.Context, end func()) {
+	content := func() []byte {
+		b, _ := os.ReadFile(d.opt.Config) // not there: empty
+		return b
+	}
+	for last := d.configText; ; {
+		if !sleep(ctx, d.opt.Poll, nil) {
+			return
+		}
+		now := content()
+		if bytes.Equal(now, last) {
+			continue
+		}
+		last = now
+		if d.problem != "" {
+			end()
+			return
+		}
+		d.log("host.json has changed: it counts from the next start of this host on")
+	}
+}
+
+// sleep waits for d or for a value on wake; it reports false when ctx has ended.
+func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+	case <-wake:
+	}
+	return ctx.Err() == nil
+}

@@ -1,0 +1,65 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/duet-ft/duet/hvd/kvm"
+	"golang.org/x/sys/unix"
+)
+
+// Hardware is what a host offers to VMs.
+type Hardware struct {
+	MemoryMiB int
+	// Locator is how a guest is stopped at a position: "trap", or "resync" without our kernel.
+	Locator string
+}
+
+// measure opens KVM and measures the memory. The memory is known with an error about KVM, too.
+func measure() (Hardware, error) {
+	var h Hardware
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return h, fmt.Errorf("memory: %w", err)
+	}
+	h.MemoryMiB = int(uint64(info.Totalram) * uint64(info.Unit) >> 20)
+	h.Locator = "none"
+	s, err := kvm.Open()
+	if err != nil {
+		return h, err
+	}
+	defer s.Close()
+	h.Locator = "resync"
+	if flags := s.Supported(); flags&kvm.FlagCR3 != 0 {
+		h.Locator = "trap"
+	}
+	return h, nil
+}
+
+// checkHardware looks at the host once, and says whether VMs can run.
+func (d *instance) checkHardware() bool {
+	h, err := d.opt.Hardware()
+	state := "ok"
+	if err != nil {
+		state = fmt.Sprintf("no KVM: %v", err)
+	}
+	d.mu.Lock()
+	d.hardware, d.kvm = h, state
+	d.mu.Unlock()
+	if err != nil {
+		d.say("kvm", state)
+		return false
+	}
+	d.say("kvm", fmt.Sprintf("KVM is there, %d MiB of memory, locator %s", h.MemoryMiB, h.Locator))
+	d.kick()
+	return true
+}
+
+// keepHardware looks until VMs can run: KVM's modules may be late.
+func (d *instance) keepHardware(ctx context.Context) {
+	for sleep(ctx, d.opt.Retry, nil) {
+		if d.checkHardware() {
+			return
+		}
+	}
+}

@@ -1,0 +1,375 @@
+// Package machine is the whole virtual machine as lockstep sees it: memory,
+// the virtual CPU and the board, executing deterministically between inputs.
+//
+// # Place
+//
+// The real implementation of lockstep.Machine. hvd/vm drives it; hvd/transfer
+// ships its state. It imports hvd/{board,event,kvm,lockstep,mem,vcpu}.
+//
+// # One exit
+//
+//	Run: inject a pending interrupt, or ask for a window
+//	     enter the guest
+//	     a counted exit: position+1, the board answers it, fold it into the
+//	     fingerprint with what it made leave
+//
+// Injecting happens once a position: when the host interrupts the guest, Run
+// enters it again exactly as it was.
+//
+// # Time
+//
+// The guest's time-stamp counter runs at 1 GHz: a tick is a nanosecond of
+// guest time. A read gives the last anchor plus a small step per read, at most
+// maxAhead. Time entries set a new anchor, never back. Deadline entries do so
+// too and make the board's next timer fire, one timer an entry, so that a guest
+// that is slow loses no tick; Jump passes over timers, for a guest that stood
+// still for long. On a primary, a read that comes later than the window after
+// the last anchor makes an exit, so that a fresh anchor can be given first.
+//
+// # Fingerprint
+//
+// xxh3 over the last fingerprint and, for each counted exit: reason, address,
+// size, data, the general registers with RIP and RFLAGS, the counted traps,
+// the time-stamp reads, and the content of every effect.
+package machine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/zeebo/xxh3"
+
+	"github.com/duet-ft/duet/hvd/board"
+	"github.com/duet-ft/duet/hvd/boot"
+	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/mem"
+	"github.com/duet-ft/duet/hvd/vcpu"
+)
+
+const (
+	stepPerRead = 500             // ns that a time-stamp read adds
+	maxAhead    = 4 * 1000 * 1000 // ns that reads may add to an anchor
+)
+
+// ErrStopped says that the guest has come to an end: a triple fault, or HLT
+// with interrupts off.
+var ErrStopped = errors.New("the guest has stopped")
+
+// Config describes a machine. Both copies of a VM are made from equal ones.
+type Config struct {
+	MemoryBytes uint64
+	Board       board.Config
+	Traps       uint64 // kvm.Flag* to count beside time-stamps; those that the host lacks are left out
+}
+
+// Machine is a virtual machine. All methods but Kick and RequestStop belong to
+// one goroutine, locked to its thread.
+type Machine struct {
+	Memory *mem.Memory
+	Board  *board.Board
+
+	vm    *kvm.VM
+	cpu   *vcpu.CPU
+	cpuid []kvm.CPUID
+
+	pos     uint64
+	hash    uint64
+	entered bool // the interrupt of this position is injected
+	halted  bool
+	window  uint64 // host time-stamp ticks that an anchor stays fresh; 0: for ever
+	effects []board.Effect
+	scratch []byte
+	dirty   []uint64 // pages written since the last harvest
+	harvest uint64   // deadlines since the last harvest
+	logging bool     // KVM logs dirty pages
+	logged  bool     // the execution is recorded or replayed: harvests count
+
+	// Exits counts exits by KVM's reason.
+	Exits [kvm.ExitTrap + 1]uint64
+}
+
+// New makes a machine with empty memory; Boot or Restore fills it.
+func New(sys *kvm.System, cfg Config) (_ *Machine, err error) {
+	have := sys.Supported()
+	if have&kvm.FlagTSC == 0 {
+		return nil, errors.New("this host's kernel can't derive time-stamps: it isn't Duet's image")
+	}
+	m := &Machine{}
+	defer func() {
+		if err != nil {
+			m.Close()
+		}
+	}()
+	if m.Memory, err = mem.New(cfg.MemoryBytes); err != nil {
+		return nil, err
+	}
+	if m.Board, err = board.New(cfg.Board, m.Memory); err != nil {
+		return nil, err
+	}
+	host, err := sys.SupportedCPUID()
+	if err != nil {
+		return nil, err
+	}
+	if m.vm, err = sys.NewVM(m.Memory, (cfg.Traps|kvm.FlagTSC)&have, vcpu.AllowedMSRs); err != nil {
+		return nil, err
+	}
+	m.cpuid = vcpu.Leaves(host)
+	if m.cpu, err = vcpu.New(m.vm, m.Memory, m.cpuid); err != nil {
+		return nil, err
+	}
+	c := m.cpu.Counters()
+	c.Step, c.Cap = stepPerRead, maxAhead
+	m.dirty = make([]uint64, (m.Memory.Pages()+63)/64)
+	return m, nil
+}
+
+// Close frees everything; the machine must not run.
+func (m *Machine) Close() error {
+	var errs []error
+	if m.cpu != nil {
+		errs = append(errs, m.cpu.Close())
+	}
+	if m.vm != nil {
+		errs = append(errs, m.vm.Close())
+	}
+	if m.Memory != nil {
+		errs = append(errs, m.Memory.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Boot puts the CPU at a loaded kernel's entry.
+func (m *Machine) Boot(e *boot.Entry) error {
+	var s kvm.State
+	if err := m.cpu.State(&s); err != nil {
+		return err
+	}
+	code := kvm.Segment{Limit: 0xffffffff, Selector: 0x10, Type: 11, Present: 1, S: 1, L: 1, G: 1}
+	data := kvm.Segment{Limit: 0xffffffff, Selector: 0x18, Type: 3, Present: 1, S: 1, DB: 1, G: 1}
+	s.Sregs.CS = code
+	s.Sregs.DS, s.Sregs.ES, s.Sregs.FS, s.Sregs.GS, s.Sregs.SS = data, data, data, data, data
+	s.Sregs.GDT = kvm.Table{Base: e.GDTBase, Limit: e.GDTLimit}
+	s.Sregs.IDT = kvm.Table{}
+	s.Sregs.CR0 = 0x80050033 // PE MP ET NE WP AM PG
+	s.Sregs.CR3 = e.CR3
+	s.Sregs.CR4 = 0x20            // PAE
+	s.Sregs.EFER = 0x500          // LME LMA
+	s.Sregs.APICBase = 0xfee00900 // enabled, bootstrap processor
+	s.Regs = kvm.Regs{RIP: e.RIP, RSI: e.RSI, RSP: e.RSP, RFLAGS: 2}
+	binary.LittleEndian.PutUint16(s.XSAVE[0:], 0x37f)   // FCW
+	binary.LittleEndian.PutUint32(s.XSAVE[24:], 0x1f80) // MXCSR
+	s.XSAVE[512] = 3                                    // XSTATE_BV: x87 and SSE
+	if err := m.cpu.SetState(&s); err != nil {
+		return err
+	}
+	return m.cpu.Settle()
+}
+
+// LogDirty switches the tracking of written pages on or off. It must be on
+// before a log or a live state transfer begins.
+func (m *Machine) LogDirty(on bool) error {
+	if err := m.vm.LogDirty(on); err != nil {
+		return err
+	}
+	m.logging = on
+	clear(m.dirty)
+	return m.collect()
+}
+
+// collect merges all pages written so far into m.dirty.
+func (m *Machine) collect() error {
+	m.Memory.TakeDirty(m.dirty)
+	if !m.logging {
+		return nil
+	}
+	return m.vm.TakeDirty(m.dirty)
+}
+
+// SetLogged says whether this execution is recorded or replayed. From where it
+// is switched on, pages written count as written since then; both copies do it
+// at the position where their log begins, with LogDirty on.
+func (m *Machine) SetLogged(on bool) error {
+	m.logged = on
+	m.harvest = 0
+	err := m.collect()
+	clear(m.dirty)
+	return err
+}
+
+// TakeDirty merges the pages written since the last call into set and forgets
+// them: the rounds of a live transfer. It isn't for a logged execution, whose
+// resyncs need what it takes.
+func (m *Machine) TakeDirty(set []uint64) error {
+	if err := m.collect(); err != nil {
+		return err
+	}
+	for i, w := range m.dirty {
+		set[i] |= w
+	}
+	clear(m.dirty)
+	return nil
+}
+
+// SetFresh makes time-stamp reads ask for a new anchor when the last one is
+// older than d; 0 for never, as on a secondary.
+func (m *Machine) SetFresh(d time.Duration) error {
+	m.window = 0
+	m.cpu.Counters().Fresh = 0
+	if d == 0 {
+		return nil
+	}
+	khz, err := m.cpu.TSCKHz()
+	if err != nil {
+		return err
+	}
+	m.window = max(1, uint64(d.Microseconds())*khz/1000)
+	m.cpu.Counters().Fresh = kvm.HostTSC() + m.window
+	return nil
+}
+
+// Position is the number of counted exits.
+func (m *Machine) Position() uint64 { return m.pos }
+
+// Fingerprint is the rolling hash up to Position.
+func (m *Machine) Fingerprint() uint64 { return m.hash }
+
+// Base is where a log that starts now starts from.
+func (m *Machine) Base() event.Base {
+	return event.Base{Pos: m.pos, Now: m.cpu.Counters().Base, Traps: m.cpu.Counters().Traps}
+}
+
+// Traps is the number of counted traps.
+func (m *Machine) Traps() uint64 { return m.cpu.Counters().Traps }
+
+// Clock is the guest's clock: the last value that it can have read, ns.
+func (m *Machine) Clock() uint64 { return m.cpu.Counters().Derived() }
+
+// Deadline is when the next timer is due, ns of guest time.
+func (m *Machine) Deadline() (uint64, bool) { return m.Board.Deadline() }
+
+// Waiting says that the guest has halted and no interrupt is there to wake it:
+// it must not be run before an input made one.
+func (m *Machine) Waiting() bool { return m.halted && !m.Board.Pending() }
+
+// Kick stops a running guest wherever it is; Run returns Async. Any thread may
+// call it.
+func (m *Machine) Kick() { m.cpu.Kick() }
+
+// RequestStop stops a running guest at its next counted trap. Any thread may
+// call it.
+func (m *Machine) RequestStop() { m.cpu.RequestStop() }
+
+// TakeEffects returns what the guest did to the world since the last call.
+func (m *Machine) TakeEffects() []board.Effect {
+	e := m.effects
+	m.effects = nil
+	return e
+}
+
+// Apply applies an input at the current position.
+func (m *Machine) Apply(e event.Entry) error {
+	switch e.Kind {
+	case event.Time:
+		// Timers fire at Deadline entries only, one by one.
+		m.anchor(e.Now)
+		m.follow()
+	case event.Jump:
+		m.anchor(e.Now)
+		m.Board.Advance(e.Now)
+	case event.Deadline:
+		d, armed := m.Board.Deadline()
+		if !armed {
+			return fmt.Errorf("%w: a timer is due, but none is set", lockstep.ErrDiverged)
+		}
+		m.anchor(d)
+		m.Board.Advance(d)
+		if err := m.tick(); err != nil {
+			return err
+		}
+	case event.Frame:
+		m.Board.NetReceive(e.Data)
+	case event.DiskDone:
+		if err := m.Board.DiskDone(e.Disk, e.ID, e.Status, e.Data); err != nil {
+			return fmt.Errorf("%w: %v", lockstep.ErrDiverged, err)
+		}
+	case event.Vsock:
+		m.Board.VsockReceive(e.Data)
+	case event.VsockReset:
+		m.Board.VsockReset()
+	case event.Console:
+		m.Board.ConsoleInput(e.Data)
+	case event.Power:
+		m.Board.PowerButton()
+	case event.Resync:
+		return m.resync(e.Data)
+	default:
+		return fmt.Errorf("%v can't be applied", e.Kind)
+	}
+	m.effects = append(m.effects, m.Board.TakeEffects()...)
+	return nil
+}
+
+// anchor sets the guest's clock, which never goes back.
+func (m *Machine) anchor(now uint64) {
+	c := m.cpu.Counters()
+	c.Base, c.Reads = max(now, c.Derived()), 0
+	if m.window != 0 {
+		c.Fresh = kvm.HostTSC() + m.window
+	}
+}
+
+// ticksPerHarvest is how many timer deadlines pass between two harvests of the
+// dirty log. What was dirtied before a harvest need not travel in a resync:
+// both copies are at the same position there. But each harvest protects the
+// guest's working set against writes anew, at an exit a page.
+const ticksPerHarvest = 64
+
+func (m *Machine) tick() error {
+	if m.harvest++; !m.logged || m.harvest < ticksPerHarvest {
+		return nil
+	}
+	m.harvest = 0
+	if err := m.collect(); err != nil {
+		return err
+	}
+	clear(m.dirty)
+	return nil
+}
+
+// fold mixes an exit into the fingerprint.
+func (m *Machine) fold(reason uint32, addr uint64, data []byte) {
+	c := m.cpu.Counters()
+	b := binary.LittleEndian.AppendUint64(m.scratch[:0], m.hash)
+	b = binary.LittleEndian.AppendUint32(b, reason)
+	b = binary.LittleEndian.AppendUint64(b, addr)
+	b = binary.LittleEndian.AppendUint64(b, c.Traps)
+	b = binary.LittleEndian.AppendUint64(b, c.Reads)
+	b = append(b, data...)
+	b = append(b, m.cpu.RegsBytes()...)
+	// RFLAGS is the last register. Its RF and TF bits depend on whether the
+	// host stepped over an instruction.
+	flags := b[len(b)-8:]
+	binary.LittleEndian.PutUint64(flags, binary.LittleEndian.Uint64(flags)&^0x10100)
+	m.hash = xxh3.Hash(b)
+	m.scratch = b
+}
+
+// foldEffects mixes what the exit made leave into the fingerprint.
+func (m *Machine) foldEffects(effects []board.Effect) {
+	for i := range effects {
+		e := &effects[i]
+		b := binary.LittleEndian.AppendUint64(m.scratch[:0], m.hash)
+		b = append(b, byte(e.Kind), byte(e.Disk), byte(e.Request.Op))
+		b = binary.LittleEndian.AppendUint64(b, e.Request.ID)
+		b = binary.LittleEndian.AppendUint64(b, e.Request.Sector)
+		b = binary.LittleEndian.AppendUint64(b, uint64(e.Request.Len))
+		b = append(b, e.Request.Data...)
+		b = append(b, e.Data...)
+		m.hash = xxh3.Hash(b)
+		m.scratch = b
+	}
+}

@@ -1,0 +1,183 @@
+package machine
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+
+	"github.com/zeebo/xxh3"
+
+	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/mem"
+	"github.com/duet-ft/duet/hvd/transfer"
+)
+
+// Snapshot is everything of a machine but its memory, at a position where no
+// interrupt has been injected yet.
+type Snapshot struct {
+	Position    uint64          `json:"position"`
+	Fingerprint uint64          `json:"fingerprint"`
+	Halted      bool            `json:"halted"`
+	Counters    kvm.Counters    `json:"counters"`
+	CPUID       []kvm.CPUID     `json:"cpuid"`
+	CPU         []byte          `json:"cpu"` // kvm.State.Append
+	Board       json.RawMessage `json:"board"`
+}
+
+// Snapshot captures the machine between two runs.
+func (m *Machine) Snapshot() (*Snapshot, error) {
+	if m.entered {
+		return nil, fmt.Errorf("the machine is inside exit %d", m.pos+1)
+	}
+	if err := m.cpu.Settle(); err != nil {
+		return nil, err
+	}
+	var s kvm.State
+	if err := m.cpu.State(&s); err != nil {
+		return nil, err
+	}
+	b, err := m.Board.State()
+	if err != nil {
+		return nil, err
+	}
+	c := *m.cpu.Counters()
+	c.Stop, c.Fresh = lockstep.Free, 0 // the host's, not the guest's
+	return &Snapshot{
+		Position: m.pos, Fingerprint: m.hash, Halted: m.halted,
+		Counters: c, CPUID: m.cpuid, CPU: s.Append(nil), Board: b,
+	}, nil
+}
+
+// Restore makes the machine, whose memory is in place, the one that was
+// captured.
+func (m *Machine) Restore(s *Snapshot) error {
+	var state kvm.State
+	if _, err := state.Decode(s.CPU); err != nil {
+		return err
+	}
+	if err := m.cpu.SetCPUID(s.CPUID); err != nil {
+		return fmt.Errorf("the other host has another CPU: %w", err)
+	}
+	m.cpuid = s.CPUID
+	if err := m.cpu.SetState(&state); err != nil {
+		return err
+	}
+	if err := m.Board.Restore(s.Board); err != nil {
+		return err
+	}
+	*m.cpu.Counters() = s.Counters
+	m.pos, m.hash, m.halted = s.Position, s.Fingerprint, s.Halted
+	m.entered = false
+	return m.cpu.Settle()
+}
+
+// A resync's data: the layout of event.Resync's bytes, little endian.
+//
+//	traps, base, reads  u64 each
+//	kinds               4 x u64
+//	CPU state           kvm.StateSize bytes
+//	pages               hvd/transfer's delta
+
+// Capture stops the clockwork where the guest is now, in the middle of its run
+// from one exit to the next: the state there becomes a Resync entry's data,
+// and counts as an exit. Only a primary calls it, after Async.
+func (m *Machine) Capture() ([]byte, error) {
+	if err := m.cpu.Settle(); err != nil {
+		return nil, err
+	}
+	var s kvm.State
+	if err := m.cpu.State(&s); err != nil {
+		return nil, err
+	}
+	if err := m.collect(); err != nil {
+		return nil, err
+	}
+	c := m.cpu.Counters()
+	data := binary.LittleEndian.AppendUint64(nil, c.Traps)
+	data = binary.LittleEndian.AppendUint64(data, c.Base)
+	data = binary.LittleEndian.AppendUint64(data, c.Reads)
+	for _, n := range c.Kinds {
+		data = binary.LittleEndian.AppendUint64(data, n)
+	}
+	data = s.Append(data)
+	data = transfer.AppendDelta(data, mem.PageSet(m.dirty), m.Memory.Page)
+	clear(m.dirty)
+	m.harvest = 0
+	m.resynced(&s)
+	return data, nil
+}
+
+// Break counts where the guest was interrupted as an exit, without a log: what
+// Capture does for a machine that runs alone.
+func (m *Machine) Break() error {
+	if err := m.cpu.Settle(); err != nil {
+		return err
+	}
+	m.pos++
+	m.entered, m.halted = false, false
+	return nil
+}
+
+// resynced counts a resync as the exit that it is.
+func (m *Machine) resynced(s *kvm.State) {
+	m.pos++
+	m.entered, m.halted = false, false
+	b := binary.LittleEndian.AppendUint64(nil, m.hash)
+	b = binary.LittleEndian.AppendUint64(b, s.Regs.RIP)
+	m.hash = xxh3.Hash(s.Append(b))
+}
+
+const resyncHeader = 7*8 + kvm.StateSize
+
+// resync is Capture's other side. What this copy has written since the last
+// harvest must be among what arrives; else the memories differ somewhere, and
+// applying the delta would bury that.
+func (m *Machine) resync(data []byte) error {
+	if len(data) < resyncHeader {
+		return fmt.Errorf("a resync of %d bytes", len(data))
+	}
+	// The primary had injected this position's interrupt before it stopped.
+	if err := m.inject(); err != nil {
+		return err
+	}
+	if err := m.collect(); err != nil {
+		return err
+	}
+	var s kvm.State
+	if _, err := s.Decode(data[7*8:]); err != nil {
+		return err
+	}
+	mine := append([]uint64(nil), m.dirty...)
+	err := transfer.ApplyDelta(data[resyncHeader:], m.Memory.Pages(), func(page int, b []byte) {
+		copy(m.Memory.Page(page), b)
+		mine[page/64] &^= 1 << (page % 64)
+	})
+	if err != nil {
+		return err
+	}
+	if left := mem.PageSet(mine); len(left) > 0 {
+		return fmt.Errorf("%w: %d pages were written here but not there, the first is page %#x",
+			lockstep.ErrDiverged, len(left), left[0])
+	}
+	if err := m.cpu.SetState(&s); err != nil {
+		return err
+	}
+	c := m.cpu.Counters()
+	c.Traps, c.Base, c.Reads = word(data, 0), word(data, 1), word(data, 2)
+	for i := range c.Kinds {
+		c.Kinds[i] = word(data, 3+i)
+	}
+	if err := m.cpu.Settle(); err != nil {
+		return err
+	}
+	// The pages just written are in KVM's log only if the guest wrote them;
+	// ours are marked nowhere. Forget what was collected: both copies begin
+	// anew here.
+	clear(m.dirty)
+	m.harvest = 0
+	m.resynced(&s)
+	return nil
+}
+
+func word(b []byte, i int) uint64 { return binary.LittleEndian.Uint64(b[8*i:]) }

@@ -1,0 +1,40 @@
+package sim
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestMutations breaks one rule at a time and wants the checks to find it.
+func TestMutations(t *testing.T) {
+	for _, m := range []struct {
+		name  string
+		bugs  bugs
+		finds string // part of what broke
+	}{
+		{"ack before receipt", bugs{ackBeforeReceipt: true}, "can't explain effect"},
+		{"no read-back after a lost arbiter reply", bugs{noReadBack: true}, ""},
+		{"fence after going live", bugs{fenceAfterLive: true}, "lands"},
+		{"gate open before SOLO is won", bugs{gateBeforeSolo: true}, ""},
+		{"half a seeding promoted", bugs{promoteHalf: true}, "half seeded"},
+		{"PAIR written before the gate's barrier", bugs{noBarrier: true}, "can't explain effect"},
+		{"acknowledged after the seal", bugs{ackAfterSeal: true}, "effect"},
+		{"pending disk requests forgotten", bugs{forgetPending: true}, ""},
+		{"fence without abort", bugs{fenceKeepsTasks: true}, "lands"},
+		{"disk requests of a halted guest go on", bugs{keepSession: true}, "lands"},
+		{"swap without compare", bugs{blindSwap: true}, ""},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			const most = 3000
+			for seed := uint64(1); seed <= most; seed++ {
+				_, err := Run(seed, Options{bugs: m.bugs})
+				if err == nil || !strings.Contains(err.Error(), m.finds) {
+					continue // or found by something else first
+				}
+				t.Logf("%v", err)
+				return
+			}
+			t.Fatalf("not found in %d seeds", most)
+		})
+	}
+}

@@ -1,0 +1,120 @@
+package sim
+
+import (
+	"errors"
+	"time"
+
+	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/hvd/lockstep"
+)
+
+// seedBegins: a peer starts to send its guest's state.
+func (p *process) seedBegins(seed pair.Seed) {
+	p.step(pair.SeedBegin{Seed: seed})
+	if p.machine.Role() == pair.Receiving && p.machine.CurrentSeed() == seed {
+		p.seed, p.half = seed, true
+	}
+}
+
+// seedPiece: a part of it came.
+func (p *process) seedPiece(seed pair.Seed) {
+	if p.half && p.seed == seed && p.w.bugs.promoteHalf {
+		p.step(pair.Seeded{Seed: seed})
+		p.step(pair.Progress{Received: 1 << 40, Verified: 1 << 40})
+	}
+}
+
+// seedEnds: it is complete.
+func (p *process) seedEnds(seed pair.Seed, state *guest) {
+	if !p.half || p.seed != seed {
+		return
+	}
+	p.guest, p.half = state, false
+	p.replica = &lockstep.Secondary[effect]{Machine: state, Log: lockstep.NewReplayer(state.base())}
+	p.w.after(p.w.between(0, 30*time.Millisecond), func() {
+		p.do(func() {
+			if p.replica != nil && p.seed == seed {
+				p.step(pair.Seeded{Seed: seed})
+				p.acknowledge()
+			}
+		})
+	})
+}
+
+// receiveLog takes a batch of the log. It is acknowledged as received at once,
+// and executed some time later.
+func (p *process) receiveLog(seed pair.Seed, lsn uint64, batch []byte) {
+	if p.replica == nil || p.seed != seed || p.sealed && !p.w.bugs.ackAfterSeal {
+		return
+	}
+	if err := p.replica.Log.Feed(lsn, batch); err != nil {
+		p.w.fail("%v: %v", p, err)
+		return
+	}
+	p.acknowledge()
+	p.execute()
+}
+
+func (p *process) acknowledge() {
+	if p.stream == nil {
+		return
+	}
+	seed, received, verified := p.seed, p.replica.Log.Received(), p.replica.Verified()
+	p.stream.send(p.host, func(to *process) { to.acknowledged(seed, received, verified) })
+	p.step(pair.Progress{Received: received, Verified: verified})
+}
+
+// execute arranges for the replica to execute what it has.
+func (p *process) execute() {
+	r := p.replica
+	if r == nil || p.executing == r {
+		return
+	}
+	p.executing = r
+	lag := p.w.between(0, 5*time.Millisecond)
+	if p.w.chance(3) {
+		lag = p.w.between(0, 300*time.Millisecond)
+	}
+	p.w.after(lag, func() {
+		if p.executing == r {
+			p.executing = nil
+		}
+		p.do(func() {
+			if p.replica == r && !p.sealed {
+				p.executeNow()
+			}
+		})
+	})
+}
+
+func (p *process) executeNow() {
+	for !p.diverged {
+		do, err := p.replica.Step()
+		p.guest.takeIssued()
+		if err != nil {
+			p.diverge(err)
+			return
+		}
+		if do == lockstep.Wait {
+			break
+		}
+	}
+	p.acknowledge()
+	if p.consuming && p.replica != nil && !p.diverged {
+		p.consuming = false
+		p.step(pair.Consumed{LSN: p.replica.Log.Executed()})
+	}
+}
+
+// diverge follows a fingerprint that differs. Only the fault that makes one
+// may be its cause.
+func (p *process) diverge(err error) {
+	if !errors.Is(err, lockstep.ErrDiverged) || p.guest.flipped == 0 {
+		p.w.fail("%v diverged by itself: %v", p, err)
+		return
+	}
+	p.w.log("%v %v", p, err)
+	p.w.count.Divergences++
+	p.diverged = true
+	p.step(pair.Faulted{Fault: pair.Diverge})
+}

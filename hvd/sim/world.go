@@ -1,0 +1,246 @@
+// Package sim is a seeded world of two hosts: the real recorder, replayer,
+// output gate, role protocol and arbiter, around simulated guests, links,
+// clocks and a volume, under random faults. One seed is one history, so a
+// seed is a bug report.
+//
+// # Place
+//
+// Tests only: Run(seed, Options) plays one history and returns what broke. It
+// imports hvd/event, hvd/lockstep, ftlink/pair and ftlink/arbiter.
+//
+// # The world
+//
+//	clients --- network --- host a  == direct link, management network ==  host b --- network
+//	                          |                                              |
+//	                          +----------------- volume ---------------------+
+//
+// Each host runs at most one process for the VM. A process is a role machine
+// (pair.Machine), maybe a guest, and what carries the machine's outputs out.
+// Events happen one after the other at simulated times; nothing waits.
+//
+// Faults come for a while: processes and hosts die and restart, freeze and
+// thaw; paths lose, delay, break in one direction or both; the volume stalls,
+// loses replies, or can't be reached by one or both; executions diverge. Then
+// all is repaired, and the pair has to be protected again.
+//
+// # What is checked, at each event that could break it
+//
+//   - at most one copy's effects leave at once
+//   - whatever has left is part of the history of the copy that goes live, and
+//     what a former primary still lets go, too
+//   - a reply that a client got is on the disk that a guest boots from, and in
+//     the state of each copy that goes live
+//   - the block's epoch grows by one with each change
+//   - no write of a former primary lands once another copy is live
+//   - what goes live was whole
+//   - in the end the VM runs protected and serves all clients
+package sim
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"github.com/duet-ft/duet/ftlink/arbiter"
+	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/hvd/lockstep"
+)
+
+const (
+	clientCount = 3
+	faultTime   = 9 * time.Second
+	repairTime  = 9 * time.Second
+)
+
+var vmID = pair.UUID{0xd0, 0xe7}
+
+// Options say how a history is played.
+type Options struct {
+	Trace io.Writer // what happens, one line each; nil: nothing is written
+
+	// OneAtATime lets the next fault come only when the last is repaired and the
+	// VM is protected. Then the guest has to survive all of them.
+	OneAtATime bool
+
+	bugs bugs
+}
+
+// bugs are mistakes in what surrounds the role machine, to prove that the
+// checks find them.
+type bugs struct {
+	ackBeforeReceipt bool // the primary counts the log as held once it is sent
+	noReadBack       bool // an arbiter error counts as success
+	fenceAfterLive   bool // the fence is said to be done and comes later
+	gateBeforeSolo   bool // a primary lets effects go when it asks for the block
+	promoteHalf      bool // the first piece of a seeding counts as all of it
+	noBarrier        bool // what left before the gate was set is forgotten
+	ackAfterSeal     bool // a secondary that asks for the block goes on acknowledging
+	forgetPending    bool // pending disk requests aren't reissued
+	fenceKeepsTasks  bool // the fence doesn't abort what is on its way
+	keepSession      bool // a halted guest's disk requests may still take effect
+	blindSwap        bool // COMPARE AND WRITE doesn't compare
+}
+
+// World is one history.
+type World struct {
+	bugs   bugs
+	single bool          // Options.OneAtATime
+	sound  time.Duration // when the last fault is over
+	trace  io.Writer
+	rng    *rand.Rand
+	now    time.Duration
+	queue  queue
+	order  uint64
+	err    error
+	count  Counters
+
+	level   lockstep.Level
+	hosts   [2]*process // the process of each host; nil: none
+	volume  *volume
+	network network
+	clients [clientCount]*client
+	truth   truth
+}
+
+// Run plays the history of a seed. The error says what broke and when.
+func Run(seed uint64, o Options) (Counters, error) {
+	w := &World{bugs: o.bugs, single: o.OneAtATime, trace: o.Trace, rng: rand.New(rand.NewPCG(seed, 0xd0e7))}
+	w.level = lockstep.Level(w.rng.IntN(2))
+	w.volume = &volume{w: w, data: make([]record, clientCount)}
+	free := pair.Block{VM: vmID, Kind: pair.Free, Epoch: 1}
+	w.volume.block = arbiter.Encode(free, arbiter.MinSize)
+	w.network.w = w
+	for h := range w.hosts {
+		w.startProcess(h)
+	}
+	for c := range w.clients {
+		w.clients[c] = newClient(w, c)
+	}
+	w.after(100*time.Millisecond, w.userStarts)
+	w.after(w.between(0, time.Second), w.nextFault)
+	w.at(faultTime, w.repair)
+	w.play(faultTime + repairTime)
+	if w.err == nil {
+		w.checkEnd()
+	}
+	if w.err != nil {
+		return w.count, fmt.Errorf("seed %d, after %v: %w", seed, w.now, w.err)
+	}
+	return w.count, nil
+}
+
+// userStarts is a user who wants the VM to run, and may have stopped it.
+func (w *World) userStarts() {
+	if p := w.hosts[w.rng.IntN(2)]; p != nil && w.blockNow().Kind == pair.Free {
+		p.do(func() { p.step(pair.Command{Verb: pair.Start}) })
+	}
+	w.after(300*time.Millisecond, w.userStarts)
+}
+
+// play lets events happen until a time or until something breaks.
+func (w *World) play(until time.Duration) {
+	for w.err == nil && len(w.queue) > 0 && w.queue[0].at <= until {
+		e := w.queue.pop()
+		w.now = e.at
+		w.count.Events++
+		e.do()
+	}
+}
+
+func (w *World) at(t time.Duration, do func()) {
+	w.order++
+	w.queue.push(happening{max(t, w.now), w.order, do})
+}
+
+func (w *World) after(d time.Duration, do func()) { w.at(w.now+d, do) }
+
+// between draws a duration.
+func (w *World) between(lo, hi time.Duration) time.Duration {
+	return lo + time.Duration(w.rng.Int64N(int64(hi-lo)+1))
+}
+
+// chance is true in percent of 100 cases.
+func (w *World) chance(percent int) bool { return w.rng.IntN(100) < percent }
+
+// fail notes the first thing that broke.
+func (w *World) fail(format string, args ...any) {
+	if w.err == nil {
+		w.err = fmt.Errorf(format, args...)
+	}
+}
+
+func (w *World) log(format string, args ...any) {
+	if w.trace != nil {
+		fmt.Fprintf(w.trace, "%9.4f %s\n", w.now.Seconds(), fmt.Sprintf(format, args...))
+	}
+}
+
+// checkBlock follows a change of the arbiter block.
+func (w *World) checkBlock(old, new []byte) {
+	if bytes.Equal(old, new) {
+		return
+	}
+	o, oerr := arbiter.Decode(old)
+	n, nerr := arbiter.Decode(new)
+	if err := errors.Join(oerr, nerr); err != nil {
+		w.fail("the arbiter block is damaged: %v", err)
+		return
+	}
+	w.log("block     %v -> %v", o, n)
+	if n.Epoch != o.Epoch+1 {
+		w.fail("epoch %d follows %d", n.Epoch, o.Epoch)
+	}
+}
+
+// happening is something that happens at a time; those of one time happen in
+// the order in which they were arranged.
+type happening struct {
+	at    time.Duration
+	order uint64
+	do    func()
+}
+
+// queue is a binary heap of what is to happen.
+type queue []happening
+
+func (q queue) less(i, j int) bool {
+	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].order < q[j].order
+}
+
+func (q *queue) push(h happening) {
+	*q = append(*q, h)
+	s := *q
+	for i := len(s) - 1; i > 0; {
+		up := (i - 1) / 2
+		if !s.less(i, up) {
+			return
+		}
+		s[i], s[up] = s[up], s[i]
+		i = up
+	}
+}
+
+func (q *queue) pop() happening {
+	s := *q
+	top, last := s[0], len(s)-1
+	s[0] = s[last]
+	s[last] = happening{}
+	s = s[:last]
+	*q = s
+	for i := 0; ; {
+		least := i
+		for c := 2*i + 1; c <= 2*i+2 && c < last; c++ {
+			if s.less(c, least) {
+				least = c
+			}
+		}
+		if least == i {
+			return top
+		}
+		s[i], s[least] = s[least], s[i]
+		i = least
+	}
+}

@@ -1,0 +1,62 @@
+package vm
+
+import (
+	"sync"
+	"time"
+)
+
+// maxSent bounds the batches that are timed one by one; with more on the way,
+// new ones count with the last.
+const maxSent = 4096
+
+// lagMeter measures how far the secondary's execution is behind.
+type lagMeter struct {
+	mu      sync.Mutex
+	batches []sentBatch
+	bell    chan struct{}
+}
+
+type sentBatch struct {
+	end uint64 // LSN behind it
+	at  time.Time
+}
+
+func (l *lagMeter) reset() {
+	l.mu.Lock()
+	l.batches = nil
+	l.mu.Unlock()
+}
+
+func (l *lagMeter) sent(end uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := len(l.batches); n >= maxSent {
+		l.batches[n-1].end = end
+		return
+	}
+	l.batches = append(l.batches, sentBatch{end, time.Now()})
+}
+
+func (l *lagMeter) ack(executed uint64) {
+	l.mu.Lock()
+	n := 0
+	for n < len(l.batches) && l.batches[n].end <= executed {
+		n++
+	}
+	l.batches = l.batches[n:]
+	l.mu.Unlock()
+	select {
+	case l.bell <- struct{}{}:
+	default:
+	}
+}
+
+// now is the age of the oldest batch that isn't executed.
+func (l *lagMeter) now() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.batches) == 0 {
+		return 0
+	}
+	return time.Since(l.batches[0].at)
+}

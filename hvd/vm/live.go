@@ -1,0 +1,208 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"time"
+
+	"github.com/duet-ft/duet/hvd/board"
+	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/lockstep"
+)
+
+// Live runs the machine as the one that does I/O, until ctx ends, the guest
+// ends (ErrPowerOff, ErrReset or machine.ErrStopped) or something breaks. It
+// starts alone, with the gate as it is; Record makes it a primary.
+func (e *Engine) Live(ctx context.Context) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := e.m.SetFresh(e.cfg.Window); err != nil {
+		return err
+	}
+	e.clock.start(e.m.Clock())
+	e.kick.start(e)
+	defer e.kick.end()
+	defer context.AfterFunc(ctx, e.wake)()
+	for ctx.Err() == nil {
+		select {
+		case err := <-e.ended:
+			return err
+		default:
+		}
+		e.commands()
+		if err := e.deliver(); err != nil {
+			return err
+		}
+		if err := e.flush(false); err != nil {
+			return err
+		}
+		if e.m.Waiting() {
+			e.halt(ctx)
+			continue
+		}
+		e.throttle(ctx)
+		if err := e.run(); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// deliver applies the inputs that are due at this position.
+func (e *Engine) deliver() error {
+	if in, ok := e.clockInput(); ok {
+		if err := e.input(in); err != nil {
+			return err
+		}
+	}
+	e.lastTrap = false
+	for _, in := range e.inbox.take() {
+		if err := e.input(in); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clockInput says what the guest's clock and timers get at this position.
+// Ticks come one at a time: while an interrupt waits to be taken, the next
+// tick would be lost, so the guest's clock stands still at its deadline, but
+// for what each read adds. It catches up later, or jumps.
+func (e *Engine) clockInput() (event.Entry, bool) {
+	now, clock := e.clock.now(), e.m.Clock()
+	deadline, armed := e.m.Deadline()
+	due := armed && max(now, clock) >= deadline
+	switch {
+	case due && now > deadline && time.Duration(now-deadline) > maxBehind:
+		return event.Entry{Kind: event.Jump, Now: max(now, clock)}, true
+	case due && !e.m.Board.Requested():
+		e.Stats.Ticks.Add(1)
+		return event.Entry{Kind: event.Deadline}, true
+	case e.lastTrap && due:
+		return event.Entry{Kind: event.Time, Now: clock}, true
+	case e.lastTrap:
+		return event.Entry{Kind: event.Time, Now: max(now, clock)}, true
+	}
+	return event.Entry{}, false
+}
+
+// input applies an input, through the log if there is one.
+func (e *Engine) input(in event.Entry) error {
+	in.Pos = e.m.Position()
+	if e.primary != nil {
+		e.Stats.Inputs.Add(1)
+		if err := e.primary.Input(in); err != nil {
+			return err
+		}
+		return e.effects(e.m.TakeEffects(), e.primary.Log.LSN())
+	}
+	if err := e.m.Apply(in); err != nil {
+		return err
+	}
+	return e.effects(e.m.TakeEffects(), 0)
+}
+
+// run enters the guest once.
+func (e *Engine) run() error {
+	due := time.Now().Add(time.Hour)
+	if deadline, armed := e.m.Deadline(); armed {
+		due = e.clock.host(deadline)
+	}
+	e.kick.enter(due)
+	var exit lockstep.Exit
+	var effects []board.Effect
+	var lsn uint64
+	var err error
+	if e.primary != nil {
+		exit, effects, lsn, err = e.primary.Run(lockstep.Free)
+	} else if exit, err = e.m.Run(lockstep.Free); err == nil {
+		effects = e.m.TakeEffects()
+	}
+	if err != nil {
+		return e.final(err)
+	}
+	e.Stats.ran(e.m)
+	e.lastTrap = exit.Kind == lockstep.Trapped
+	if exit.Kind == lockstep.Async {
+		if err := e.interrupted(); err != nil {
+			return err
+		}
+	}
+	return e.effects(effects, lsn)
+}
+
+// final lets out what the guest did before it ended.
+func (e *Engine) final(cause error) error {
+	if e.primary != nil {
+		if err := e.effects(e.m.TakeEffects(), e.primary.Mark()); err != nil {
+			return errors.Join(cause, err)
+		}
+		if err := e.flush(true); err != nil {
+			return errors.Join(cause, err)
+		}
+	}
+	return cause
+}
+
+// interrupted makes a position of where the host stopped the guest.
+func (e *Engine) interrupted() error {
+	if e.primary == nil {
+		return e.m.Break()
+	}
+	pos := e.m.Position()
+	data, err := e.m.Capture()
+	if err != nil {
+		return err
+	}
+	e.Stats.Resyncs.Add(1)
+	e.Stats.ResyncBytes.Add(uint64(len(data)))
+	e.primary.Log.Input(event.Entry{Pos: pos, Kind: event.Resync, Data: data})
+	return nil
+}
+
+// effects sends what the guest did to the gate.
+func (e *Engine) effects(effects []board.Effect, lsn uint64) error {
+	if len(effects) == 0 {
+		return nil
+	}
+	e.gateMu.Lock()
+	for _, x := range effects {
+		e.gate.Push(lsn, timed{x, time.Now()})
+	}
+	mode := e.gate.Mode()
+	e.gateMu.Unlock()
+	e.urgent = true
+	if mode == lockstep.Open {
+		return e.release()
+	}
+	return nil
+}
+
+// halt waits until an input is due.
+func (e *Engine) halt(ctx context.Context) {
+	e.kick.idle()
+	wait := time.Hour
+	if deadline, armed := e.m.Deadline(); armed {
+		wait = e.clock.until(deadline)
+	}
+	if wait <= 0 {
+		return
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-e.inbox.bell:
+	}
+}
+
+// end makes Live return cause.
+func (e *Engine) end(cause error) {
+	select {
+	case e.ended <- cause:
+	default:
+	}
+	e.wake()
+}

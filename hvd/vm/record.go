@@ -1,0 +1,143 @@
+package vm
+
+import (
+	"context"
+	"time"
+
+	"github.com/duet-ft/duet/hvd/board"
+	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/machine"
+)
+
+// timed is an effect with the time when it was made.
+type timed struct {
+	board.Effect
+	made time.Time
+}
+
+// maxBatch is the log that is kept back at the most, in bytes.
+const maxBatch = 64 << 10
+
+// markAfter is how often a guest that makes no effects has its fingerprint
+// written.
+const markAfter = 8 * time.Millisecond
+
+// Record makes the machine a primary, whose log starts at its position: the
+// caller runs it inside Do, or before Live. send gets the log, batch by batch;
+// it must not block for long, for the guest stands still meanwhile. The gate
+// stays as it is.
+func (e *Engine) Record(send func(lsn uint64, batch []byte)) error {
+	if err := e.m.SetLogged(true); err != nil {
+		return err
+	}
+	e.primary = &lockstep.Primary[board.Effect]{Machine: e.m, Log: lockstep.NewRecorder(e.m.Base())}
+	e.send = send
+	e.flushed, e.marked = time.Now(), time.Now()
+	e.lag.reset()
+	e.gateMu.Lock()
+	e.gate.Rebase()
+	e.gateMu.Unlock()
+	return nil
+}
+
+// EndLog ends the log: the machine goes on without a secondary. Inside Do.
+func (e *Engine) EndLog() error {
+	e.primary, e.send = nil, nil
+	e.lag.reset()
+	if err := e.m.SetLogged(false); err != nil {
+		return err
+	}
+	return e.m.LogDirty(false)
+}
+
+// Gate sets what effects wait for, and returns the length of the log at that
+// moment: all that left before is explained by the log up to there. Inside Do,
+// or before Live.
+func (e *Engine) Gate(m lockstep.GateMode) (lsn uint64, err error) {
+	if e.primary != nil {
+		lsn = e.primary.Mark()
+		e.urgent = true
+	}
+	e.gateMu.Lock()
+	e.gate.Set(m)
+	e.gateMu.Unlock()
+	return lsn, e.release()
+}
+
+// Ack notes what the secondary holds and has executed, and lets go of what may
+// leave. Any goroutine may call it.
+func (e *Engine) Ack(received, executed uint64) error {
+	e.lag.ack(executed)
+	e.Stats.Verified.Store(executed)
+	e.gateMu.Lock()
+	e.gate.Ack(received, executed)
+	e.gateMu.Unlock()
+	return e.release()
+}
+
+// release lets out what may leave. The lock is held throughout, so that
+// effects keep their order.
+func (e *Engine) release() error {
+	e.gateMu.Lock()
+	defer e.gateMu.Unlock()
+	for _, x := range e.gate.Release() {
+		e.Stats.delay(time.Since(x.made))
+		switch x.Kind {
+		case board.PowerOff:
+			e.end(ErrPowerOff)
+		case board.Reset:
+			e.end(ErrReset)
+		default:
+			e.rim.Effect(x.Effect)
+		}
+	}
+	return nil
+}
+
+// flush hands the log to send when it is time to.
+func (e *Engine) flush(now bool) error {
+	if e.primary == nil {
+		return nil
+	}
+	if !e.urgent && !now && e.primary.Log.Pending() < maxBatch && time.Since(e.flushed) < e.cfg.FlushAfter {
+		return nil
+	}
+	if e.urgent || now || time.Since(e.marked) >= markAfter {
+		e.primary.Mark()
+		e.marked = time.Now()
+	}
+	lsn, batch := e.primary.Log.Take()
+	e.urgent, e.flushed = false, time.Now()
+	if len(batch) > 0 {
+		e.Stats.LogBytes.Add(uint64(len(batch)))
+		e.Stats.LSN.Store(lsn + uint64(len(batch)))
+		e.lag.sent(lsn + uint64(len(batch)))
+		e.send(lsn, batch)
+	}
+	return nil
+}
+
+// throttle slows the guest down while its secondary lags.
+func (e *Engine) throttle(ctx context.Context) {
+	if e.primary == nil {
+		return
+	}
+	lag := e.lag.now()
+	if lag <= e.cfg.MaxLag {
+		return
+	}
+	e.Stats.Throttled.Add(1)
+	timer := time.NewTimer(min(lag/10, 20*time.Millisecond))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-e.lag.bell:
+	}
+}
+
+// Lag is how long ago the primary made what the secondary hasn't executed yet.
+func (e *Engine) Lag() time.Duration { return e.lag.now() }
+
+// Snapshot captures the machine; inside Do.
+func (e *Engine) Snapshot() (*machine.Snapshot, error) { return e.m.Snapshot() }

@@ -1,0 +1,170 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+
+	"github.com/duet-ft/duet/hvd/board"
+	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/lockstep"
+)
+
+// maxFeed bounds the log that waits to be executed, in bytes.
+const maxFeed = 256 << 20
+
+// ErrBehind says that a secondary has too much log waiting.
+var ErrBehind = errors.New("the secondary is too far behind its primary")
+
+// feed queues log batches for the replaying loop.
+type feed struct {
+	mu       sync.Mutex
+	chunks   []chunk
+	bytes    int
+	closed   bool // no more will come: run to the end
+	consumed func(lsn uint64)
+	bell     chan struct{}
+}
+
+type chunk struct {
+	lsn   uint64
+	bytes []byte
+}
+
+func (f *feed) init() { f.bell = make(chan struct{}, 1) }
+
+func (f *feed) wake() {
+	select {
+	case f.bell <- struct{}{}:
+	default:
+	}
+}
+
+// Feed adds a batch of the log; the engine keeps it.
+func (e *Engine) Feed(lsn uint64, batch []byte) error {
+	f := &e.feed
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.closed {
+		return nil // the primary is dead to this copy already
+	}
+	if f.bytes+len(batch) > maxFeed {
+		return ErrBehind
+	}
+	f.chunks = append(f.chunks, chunk{lsn, batch})
+	f.bytes += len(batch)
+	f.wake()
+	return nil
+}
+
+// Consume says that no more of the log will come: Replay executes what is here
+// and returns.
+func (e *Engine) Consume() {
+	e.feed.mu.Lock()
+	e.feed.closed = true
+	e.feed.mu.Unlock()
+	e.feed.wake()
+}
+
+// AskConsumed has f called once, with the LSN, when all of the log that has
+// arrived is executed; more may come. f must not block.
+func (e *Engine) AskConsumed(f func(lsn uint64)) {
+	e.feed.mu.Lock()
+	e.feed.consumed = f
+	e.feed.mu.Unlock()
+	e.feed.wake()
+}
+
+// asked returns what AskConsumed left, once, if nothing has arrived since.
+func (f *feed) asked() func(uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.chunks) > 0 {
+		return nil
+	}
+	c := f.consumed
+	f.consumed = nil
+	return c
+}
+
+func (f *feed) take() (chunks []chunk, closed bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	chunks, f.chunks, f.bytes = f.chunks, nil, 0
+	return chunks, f.closed
+}
+
+// Replay runs the machine, which was just restored, as a secondary of the log
+// that starts at base. ack is told what has been received and verified; it
+// must not block. Replay returns nil after Consume, when all of the log has
+// been executed: the machine can go live. ErrDiverged means that it can't.
+func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received, verified uint64)) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := e.m.SetLogged(true); err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, e.interrupt)()
+	s := &lockstep.Secondary[board.Effect]{Machine: e.m, Log: lockstep.NewReplayer(base)}
+	for ctx.Err() == nil {
+		e.commands()
+		do, err := s.Step()
+		if err != nil {
+			if errors.Is(err, lockstep.ErrDiverged) {
+				e.Stats.Divergences.Add(1)
+			}
+			return err
+		}
+		switch do {
+		case lockstep.Run:
+			e.Stats.ran(e.m)
+		case lockstep.Apply:
+			e.Stats.Inputs.Add(1)
+		case lockstep.Check:
+			e.Stats.Verified.Store(s.Verified())
+			ack(s.Log.Received(), s.Verified())
+		case lockstep.Wait:
+			chunks, closed := e.feed.take()
+			for _, c := range chunks {
+				if err := s.Log.Feed(c.lsn, c.bytes); err != nil {
+					return err
+				}
+			}
+			if len(chunks) > 0 {
+				e.Stats.LSN.Store(s.Log.Received())
+				ack(s.Log.Received(), s.Verified())
+				continue
+			}
+			if closed {
+				return nil
+			}
+			if f := e.feed.asked(); f != nil {
+				f(s.Log.Received())
+				continue
+			}
+			select {
+			case <-ctx.Done():
+			case <-e.feed.bell:
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// interrupt gets the loop out of the guest and out of a wait.
+func (e *Engine) interrupt() {
+	e.wake()
+	e.m.Kick()
+}
+
+// Reissue sends the disk requests that the guest has made and that haven't
+// completed to the rim once more: the first thing that a copy does when it
+// goes live. Before Live.
+func (e *Engine) Reissue() int {
+	pending := e.m.Board.PendingDisk()
+	for _, x := range pending {
+		e.rim.Effect(x)
+	}
+	return len(pending)
+}

@@ -1,0 +1,284 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/zeebo/xxh3"
+
+	"github.com/duet-ft/duet/hvd/board"
+	"github.com/duet-ft/duet/hvd/boot"
+	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/machine"
+)
+
+var loud = flag.Bool("loud", false, "let the guest's kernel print all it has to say")
+
+// guestDisk is where image/boottest puts a guest's disk.
+const guestDisk = "/dev/vda"
+
+const guestMemory = 384 << 20
+
+var guestMAC = [6]byte{0x52, 0x54, 0, 0xd0, 0xe7, 1}
+
+// duetKVM opens the host's KVM, or skips: these tests run in the host that
+// image/boottest builds around them.
+func duetKVM(t *testing.T) *kvm.System {
+	t.Helper()
+	sys, err := kvm.Open()
+	if err != nil {
+		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one): ", err)
+	}
+	t.Cleanup(func() { sys.Close() })
+	if sys.Supported()&kvm.FlagTSC == 0 {
+		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one)")
+	}
+	return sys
+}
+
+func tcgConfig() Config {
+	// Under emulation everything takes some twenty times longer.
+	return Config{Window: 2 * time.Millisecond, StopAfter: 4 * time.Millisecond, KickAfter: 20 * time.Millisecond}
+}
+
+// bootDebian makes a machine that stands at the first instruction of the
+// guest's kernel. The seed makes two of them equal.
+func bootDebian(t *testing.T, sys *kvm.System) *machine.Machine {
+	t.Helper()
+	disk, err := os.Open(guestDisk)
+	if err != nil {
+		t.Skip("needs a guest's disk at ", guestDisk)
+	}
+	defer disk.Close()
+	size, err := disk.Seek(0, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := boot.Find(disk, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := machine.New(sys, machine.Config{
+		MemoryBytes: guestMemory,
+		Board: board.Config{
+			Disks: []board.Disk{{Sectors: uint64(size / 512), Serial: "guest"}},
+			MAC:   guestMAC, CID: 3, Wall: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		},
+		Traps: kvm.FlagCR3 | kvm.FlagPF,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry, err := boot.Load(m.Memory, image, boot.Options{Seed: [32]byte{1, 2, 3}, Quiet: !*loud})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Boot(entry); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+// final is all there is to compare at the end of two executions.
+type final struct {
+	position, fingerprint, memory uint64
+	state                         []byte
+	pages                         []uint64
+}
+
+func finalOf(t *testing.T, m *machine.Machine) final {
+	t.Helper()
+	s, err := m.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := final{
+		position: s.Position, fingerprint: s.Fingerprint, memory: xxh3.Hash(m.Memory.Bytes()),
+		state: fmt.Appendf(nil, "%x %+v %s", s.CPU, s.Counters, s.Board),
+	}
+	for p := range m.Memory.Pages() {
+		f.pages = append(f.pages, xxh3.Hash(m.Memory.Page(p)))
+	}
+	return f
+}
+
+// TestRecordReplay records an unmodified Debian from its first instruction to
+// a Redis that serves, and replays the log twice on other machines: every
+// fingerprint, the final memory, registers and devices are equal.
+func TestRecordReplay(t *testing.T) {
+	sys := duetKVM(t)
+	m := bootDebian(t, sys)
+	rim := newTestRim(t)
+	e := New(m, rim, tcgConfig())
+	rim.engine = e
+	base := m.Base()
+	if err := m.LogDirty(true); err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	err := e.Record(func(lsn uint64, batch []byte) {
+		log.Write(batch)
+		if err := e.Ack(lsn+uint64(len(batch)), lsn+uint64(len(batch))); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Gate(lockstep.Acked); err != nil {
+		t.Fatal(err)
+	}
+	rim.openNetwork(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	ended := make(chan error, 1)
+	begun := time.Now()
+	go func() { ended <- e.Live(ctx) }()
+	go progress(ctx, e)
+	served := make(chan error, 1)
+	go func() { served <- serve(ctx, rim.guest) }()
+	select {
+	case err := <-served:
+		if err != nil {
+			t.Errorf("the workload: %v\nconsole:\n%s", err, rim.tail())
+		}
+	case err := <-ended:
+		t.Fatalf("the guest ended: %v\nconsole:\n%s", err, rim.tail())
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Fatalf("the guest ended: %v\nconsole:\n%s", err, rim.tail())
+	}
+	if err := e.flush(true); err != nil {
+		t.Fatal(err)
+	}
+	report(t, "record", e, time.Since(begun))
+	if t.Failed() {
+		return
+	}
+	want := finalOf(t, m)
+	rim.close()
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 2 {
+		replay(t, sys, base, log.Bytes(), want, n)
+	}
+}
+
+func replay(t *testing.T, sys *kvm.System, base event.Base, log []byte, want final, n int) {
+	t.Helper()
+	m := bootDebian(t, sys)
+	defer m.Close()
+	if err := m.LogDirty(true); err != nil {
+		t.Fatal(err)
+	}
+	e := New(m, discard{}, tcgConfig())
+	if err := e.Feed(0, log); err != nil {
+		t.Fatal(err)
+	}
+	e.Consume()
+	begun := time.Now()
+	var verified uint64
+	if err := e.Replay(t.Context(), base, func(_, v uint64) { verified = v }); err != nil {
+		t.Fatalf("replay %d: %v", n, err)
+	}
+	report(t, fmt.Sprint("replay ", n), e, time.Since(begun))
+	if verified != uint64(len(log)) {
+		t.Errorf("replay %d: verified up to LSN %d of %d", n, verified, len(log))
+	}
+	got := finalOf(t, m)
+	if got.position != want.position || got.fingerprint != want.fingerprint {
+		t.Errorf("replay %d: ended at exit %d with %x, recorded %d with %x",
+			n, got.position, got.fingerprint, want.position, want.fingerprint)
+	}
+	if !bytes.Equal(got.state, want.state) {
+		t.Errorf("replay %d: CPU or device state differs\n got %s\nwant %s", n, got.state, want.state)
+	}
+	if got.memory != want.memory {
+		differ := 0
+		for p := range got.pages {
+			if got.pages[p] != want.pages[p] {
+				if differ++; differ <= 8 {
+					t.Logf("page %#x differs", p)
+				}
+			}
+		}
+		t.Errorf("replay %d: %d pages of memory differ", n, differ)
+	}
+}
+
+// progress prints where a long run is, for whoever waits for it.
+func progress(ctx context.Context, e *Engine) {
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		err := e.Do(ctx, func(m *machine.Machine) error {
+			deadline, armed := m.Deadline()
+			fmt.Printf("progress: exit %d, clock %.3f s, real %.3f s, deadline %.3f %t, %d ticks, %d resyncs, log %d, by reason %v, pending %t\n",
+				m.Position(), float64(m.Clock())/1e9, float64(e.clock.now())/1e9, float64(deadline)/1e9, armed, e.Stats.Ticks.Load(), e.Stats.Resyncs.Load(), e.Stats.LogBytes.Load(), m.Exits, m.Board.Pending())
+			return nil
+		})
+		if err != nil {
+			return
+		}
+	}
+}
+
+type discard struct{}
+
+func (discard) Effect(board.Effect) {}
+
+func report(t *testing.T, what string, e *Engine, took time.Duration) {
+	t.Helper()
+	s := &e.Stats
+	t.Logf("%s: %.1fs, %d exits, %d ticks, %.1f exits/tick, %d inputs, %d resyncs (%d bytes), log %d bytes",
+		what, took.Seconds(), s.Exits.Load(), s.Ticks.Load(), float64(s.Exits.Load())/float64(max(1, s.Ticks.Load())),
+		s.Inputs.Load(), s.Resyncs.Load(), s.ResyncBytes.Load(), s.LogBytes.Load())
+	t.Logf("%s: exits by reason: %v", what, e.m.Exits)
+	if e.primary != nil {
+		t.Logf("%s: log entries by kind %v, bytes %v", what, e.primary.Log.Entries, e.primary.Log.Bytes)
+	}
+}
+
+// serve waits for the guest's Redis, writes and reads back.
+func serve(ctx context.Context, guest string) error {
+	var conn net.Conn
+	for {
+		var err error
+		d := net.Dialer{Timeout: 2 * time.Second}
+		if conn, err = d.DialContext(ctx, "tcp", guest+":6379"); err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("redis never answered: %w", err)
+		}
+	}
+	defer conn.Close()
+	r := newRedis(conn)
+	for i := range 100 {
+		want := strings.Repeat(fmt.Sprint(i, " "), 100)
+		if got, err := r.do("SET", fmt.Sprint("k", i), want); err != nil || got != "OK" {
+			return fmt.Errorf("SET: %q, %w", got, err)
+		}
+		if got, err := r.do("GET", fmt.Sprint("k", i)); err != nil || got != want {
+			return fmt.Errorf("GET: %q, %w", got, err)
+		}
+	}
+	return nil
+}

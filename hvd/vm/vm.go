@@ -1,0 +1,165 @@
+// Package vm drives one machine: alone, as the primary of a pair or as its
+// secondary. It is the loop around the pure parts, and where their inputs come
+// from and their effects go to.
+//
+// # Place
+//
+// hvd/copy, which plays a copy's role in the pair, tells an Engine what to do.
+// It imports hvd/{board,event,lockstep,machine,transfer} and nothing of the
+// link or the volume: those are behind Rim and Config.Log.
+//
+// # Threads
+//
+// One goroutine, locked to its thread, owns the machine: it calls Live or
+// Replay. Other goroutines reach it only through
+//
+//	Input   an input that arrived (bounded; see inbox)
+//	Do      a function to be run at a position, between two runs
+//	Ack     what the secondary acknowledged
+//	Feed    log bytes from the primary
+//
+// A kicker goroutine watches that inputs don't wait longer than the guest may
+// run without an exit: it asks for a stop at a counted trap first, and kicks
+// the CPU later.
+//
+// # The loop of a live machine
+//
+//	deliver   inputs that are due are written into the log and applied
+//	flush     the log goes out when an effect waits for it, when it is big,
+//	          or when it is FlushAfter old; effects that may leave do
+//	run       to the next exit; its effects go to the gate
+//	          a guest that has halted waits for an input instead
+package vm
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/duet-ft/duet/hvd/board"
+	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/machine"
+)
+
+// Rim is where effects go. Effect must not block for long and may be called by
+// several goroutines, but effects come in order.
+type Rim interface {
+	Effect(board.Effect)
+}
+
+// Config are an engine's settings; zero values mean the defaults.
+type Config struct {
+	Level      lockstep.Level
+	Window     time.Duration // how long a clock anchor stays fresh; default 200 us
+	StopAfter  time.Duration // an overdue input asks for a trap; default 1 ms
+	KickAfter  time.Duration // then for a resync; default 5 ms
+	FlushAfter time.Duration // the log waits no longer; default 2 ms
+	MaxLag     time.Duration // the primary slows down beyond; default 100 ms
+}
+
+func (c *Config) defaults() {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.Window, 200*time.Microsecond)
+	def(&c.StopAfter, time.Millisecond)
+	def(&c.KickAfter, 5*time.Millisecond)
+	def(&c.FlushAfter, 2*time.Millisecond)
+	def(&c.MaxLag, 100*time.Millisecond)
+}
+
+// ErrPowerOff says that the guest switched itself off, ErrReset that it asked
+// to be started anew.
+var (
+	ErrPowerOff = errors.New("the guest has switched itself off")
+	ErrReset    = errors.New("the guest has asked for a reset")
+)
+
+// Engine drives one machine.
+type Engine struct {
+	m   *machine.Machine
+	rim Rim
+	cfg Config
+
+	inbox inbox
+	clock clock
+	kick  kicker
+	do    chan func()
+
+	// Of a primary; owned by the loop but for what gateMu guards.
+	primary  *lockstep.Primary[board.Effect]
+	send     func(lsn uint64, batch []byte)
+	flushed  time.Time
+	marked   time.Time
+	urgent   bool // an effect waits for the log
+	lastTrap bool // the last exit was a counted trap
+	gateMu   sync.Mutex
+	gate     lockstep.Gate[timed]
+	lag      lagMeter
+	ended    chan error // the guest's own end, once it was let out
+
+	// Of a secondary.
+	feed feed
+
+	Stats Stats
+}
+
+// New returns an engine for a machine that is booted or restored.
+func New(m *machine.Machine, rim Rim, cfg Config) *Engine {
+	cfg.defaults()
+	e := &Engine{m: m, rim: rim, cfg: cfg, do: make(chan func(), 16), ended: make(chan error, 1)}
+	e.kick.m, e.kick.asleep = m, make(chan struct{}, 1)
+	e.lag.bell = make(chan struct{}, 1)
+	e.gate.Level = cfg.Level
+	e.inbox.init()
+	e.feed.init()
+	e.clock.start(m.Clock())
+	return e
+}
+
+// Input hands in an input of any kind but Time, Deadline, Stop, Mark, Live and
+// Resync. It reports false when too many wait already; the input is lost then,
+// as a frame on a busy wire is. Disk completions are never refused.
+func (e *Engine) Input(in event.Entry) bool { return e.inbox.put(in) }
+
+// Do runs f on the machine's goroutine, between two runs of the guest, and
+// waits for it. It fails when ctx ends first.
+func (e *Engine) Do(ctx context.Context, f func(*machine.Machine) error) error {
+	done := make(chan error, 1)
+	select {
+	case e.do <- func() { done <- f(e.m) }:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	e.wake()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// wake makes the loop look at what came, whatever it waits for.
+func (e *Engine) wake() {
+	e.inbox.wake()
+	e.feed.wake()
+	e.kick.ask()
+}
+
+// commands runs what Do has queued.
+func (e *Engine) commands() {
+	e.kick.asked.Store(0)
+	for {
+		select {
+		case f := <-e.do:
+			f()
+		default:
+			return
+		}
+	}
+}

@@ -1,0 +1,148 @@
+package vmproc
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/ftlink/session"
+	"github.com/duet-ft/duet/ftlink/wire"
+	"github.com/duet-ft/duet/hvd/lockstep"
+)
+
+// handler is the process as the link sees it.
+type handler Process
+
+var _ session.Handler = (*handler)(nil)
+
+// Up notes a new stream.
+func (h *handler) Up(c *session.Conn) {
+	p := (*Process)(h)
+	p.mu.Lock()
+	p.conn = c
+	p.mu.Unlock()
+	p.post(pair.LinkUp{Incarnation: c.Peer().Incarnation})
+}
+
+// Down forgets it, and what was arriving on it.
+func (h *handler) Down(_ *session.Conn, err error) {
+	p := (*Process)(h)
+	p.mu.Lock()
+	p.conn = nil
+	in := p.incoming
+	p.incoming = nil
+	p.mu.Unlock()
+	if in != nil {
+		in.drop()
+	}
+	p.post(pair.LinkDown{})
+	if !errors.Is(err, session.ErrClosed) {
+		p.say(fmt.Sprintf("link: %v", err))
+	}
+}
+
+// Heartbeat hands a message of the peer's to the protocol.
+func (h *handler) Heartbeat(path session.Path, payload []byte) {
+	p := (*Process)(h)
+	m, err := pair.Decode(payload)
+	if err != nil {
+		p.say(err.Error())
+		return
+	}
+	p.mu.Lock()
+	p.heard = time.Now()
+	p.mu.Unlock()
+	from := pair.Direct
+	if path == session.Management {
+		from = pair.Management
+	}
+	p.post(pair.Received{Path: from, Msg: m})
+}
+
+// Trouble is for people.
+func (h *handler) Trouble(err error) { (*Process)(h).say("link: " + err.Error()) }
+
+// Frame takes a frame of the stream.
+func (h *handler) Frame(c *session.Conn, f wire.Frame) {
+	p := (*Process)(h)
+	if err := p.frame(c, f); err != nil {
+		p.say("link: " + err.Error())
+		c.Abort(err)
+	}
+}
+
+func (p *Process) frame(c *session.Conn, f wire.Frame) error {
+	p.mu.Lock()
+	in := p.incoming
+	p.mu.Unlock()
+	switch f.Type {
+	case wire.TypeAck:
+		received, verified, err := wire.ParseAck(f)
+		if err != nil {
+			return err
+		}
+		return p.acknowledged(received, verified)
+	case wire.TypeSeedBegin:
+		var s seedHeader
+		if err := json.Unmarshal(f.Payload, &s); err != nil {
+			return fmt.Errorf("%w: seed header: %w", wire.ErrFrame, err)
+		}
+		return p.beginSeed(s)
+	}
+	if in == nil {
+		return nil // of a transfer that was given up here
+	}
+	switch f.Type {
+	case wire.TypePages:
+		return wire.DecodePages(f.Payload, in.page)
+	case wire.TypeState:
+		return in.state(f.Payload)
+	case wire.TypeSeedEnd:
+		return p.finishSeed(c, in)
+	case wire.TypeLog:
+		return p.takeLog(c, in, f)
+	}
+	return nil
+}
+
+// acknowledged lets go of what the secondary has.
+func (p *Process) acknowledged(received, verified uint64) error {
+	p.mu.Lock()
+	g := p.guest
+	p.mu.Unlock()
+	if g == nil || !g.rim.live.Load() {
+		return nil
+	}
+	if err := g.engine.Ack(received, verified); err != nil {
+		return err
+	}
+	p.report(received, verified)
+	return nil
+}
+
+// takeLog hands the log to the engine. At level received, that it is here is
+// what the primary waits for.
+func (p *Process) takeLog(c *session.Conn, in *incoming, f wire.Frame) error {
+	lsn, log, err := wire.ParseLog(f, nil)
+	if err != nil {
+		return err
+	}
+	if !in.whole {
+		return fmt.Errorf("%w: log before the state is complete", wire.ErrFrame)
+	}
+	g := in.g
+	if g.sealed.Load() {
+		return nil
+	}
+	if err := g.engine.Feed(lsn, append([]byte(nil), log...)); err != nil {
+		p.post(pair.Faulted{Fault: pair.Crashed})
+		return err
+	}
+	if p.engineConfig().Level == lockstep.Received {
+		in.received.Store(lsn + uint64(len(log)))
+		return in.ack(p, c)
+	}
+	return nil
+}

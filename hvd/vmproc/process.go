@@ -1,0 +1,347 @@
+// Package vmproc is the process of one VM on one host: a copy of the VM, which
+// is standby, secondary or live as the pair protocol decides.
+//
+// # Place
+//
+// hvd/daemon starts one per VM definition (hvd vm NAME). It joins everything:
+// ftlink's protocol, link and arbiter, the volume, the network, and the engine
+// (hvd/vm) that drives the machine. Nobody imports it but hvd's main.
+//
+// # Threads
+//
+// One goroutine, the loop, owns the protocol machine: inputs come through one
+// channel, and its outputs are carried out by that goroutine in their order.
+// What takes long (arbiter operations, fences, state transfers, booting) runs
+// on a goroutine of its own and answers by an input.
+//
+//	link's handler --+                            +-> heartbeats
+//	engine's end  ---+--> inputs --> pair.Step ---+-> arbiter, fence (volume)
+//	ticker ----------+                            +-> guest: seed, gate, go live
+//
+// # One life
+//
+// A copy that was live and is halted ends the process: requests that it sent to
+// the volume die with its session, and the next process starts from nothing.
+// The daemon starts it.
+package vmproc
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/duet-ft/duet/ftlink/arbiter"
+	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/ftlink/session"
+	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/hostcfg"
+	"github.com/duet-ft/duet/hvd/hostkey"
+	"github.com/duet-ft/duet/hvd/iscsi"
+	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/nexus"
+	"github.com/duet-ft/duet/hvd/volume"
+)
+
+// Options say what to run.
+type Options struct {
+	Name       string // of the VM
+	HostConfig string // path of host.json
+	KeyFile    string // path of host.key
+	RunDir     string // for this VM's sockets
+}
+
+// restartMarker is a file in RunDir: the guest asked for a reset, so the next
+// process starts it.
+const restartMarker = "restart"
+
+// Process is one copy of a VM.
+type Process struct {
+	opt  Options
+	host *hostcfg.Config
+	key  ed25519.PrivateKey
+	def  volume.Definition
+
+	sys     *kvm.System
+	session *iscsi.Session
+	disks   []*volume.DiskIO
+	arbiter *arbiter.Executor
+	pair    *pair.Machine
+	link    *session.Link
+	inputs  chan pair.Input
+	later   chan func(context.Context) // run by the loop
+	begun   time.Time
+	ending  bool               // the loop ends after this step
+	booting context.CancelFunc // stops a boot under way, or nil
+
+	mu       sync.Mutex
+	conn     *session.Conn
+	guest    *guest
+	incoming *incoming
+	progress *pair.Progress // the newest that the loop hasn't seen
+	events   []api.Event
+	heard    time.Time // last heartbeat
+	role     pair.Role
+	epoch    uint64
+	safe     bool // protected
+	trouble  string
+	failover api.Failover
+	timing   bool // a failover is being timed
+	failed   *api.Failover
+	seeded   *api.Seed
+}
+
+// Main runs the process until ctx ends or the copy's life does.
+func Main(ctx context.Context, opt Options) error {
+	p := &Process{opt: opt, inputs: make(chan pair.Input, 1024), later: make(chan func(context.Context), 16), begun: time.Now()}
+	defer p.close()
+	if err := p.open(ctx); err != nil {
+		return err
+	}
+	stopped := make(chan struct{})
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer close(stopped)
+		p.link.Run(ctx)
+	}()
+	defer func() {
+		cancel()
+		<-stopped
+	}()
+	api, err := p.serve(ctx)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	return p.loop(ctx)
+}
+
+// open reads the configuration and connects to the volume.
+func (p *Process) open(ctx context.Context) error {
+	var err error
+	if p.host, err = hostcfg.Load(p.opt.HostConfig); err != nil {
+		return err
+	}
+	if p.key, err = hostkey.Load(p.opt.KeyFile); err != nil {
+		return fmt.Errorf("this host has no key: %w", err)
+	}
+	if p.host.Volume == nil {
+		return errors.New("no volume: host.json names none")
+	}
+	if p.sys, err = kvm.Open(); err != nil {
+		return err
+	}
+	if err := p.openVolume(ctx); err != nil {
+		return err
+	}
+	if err := p.openPair(); err != nil {
+		return err
+	}
+	return p.initArbiter(ctx)
+}
+
+func (p *Process) close() {
+	if p.guest != nil {
+		p.guest.destroy()
+	}
+	if p.session != nil {
+		p.session.Close()
+	}
+	if p.sys != nil {
+		p.sys.Close()
+	}
+}
+
+// openVolume logs in with a session that only this VM uses, so that fencing it
+// touches no other, and lets it write: this process has sent nothing yet, so
+// nothing old can land. A fenced copy never comes back here; its process ends.
+func (p *Process) openVolume(ctx context.Context) error {
+	v := p.host.Volume
+	cfg := iscsi.Config{
+		Portal: v.Portal, Target: v.Target, LUN: uint64(v.LUN), User: v.User, Secret: v.Secret,
+		Initiator: nexus.Initiator(p.host.Name), ISID: lookISID(p.opt.Name), Notify: p.say,
+	}
+	// The slot, which the session's identity has, is in the definition.
+	look, err := iscsi.Dial(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	vol, err := volume.Open(ctx, look)
+	if err == nil {
+		p.def, err = vol.Definition(ctx, p.opt.Name)
+	}
+	if err := errors.Join(err, look.Close()); err != nil {
+		return err
+	}
+	cfg.ISID = nexus.ISID(p.def.Slot)
+	if p.session, err = iscsi.Dial(ctx, cfg); err != nil {
+		return err
+	}
+	if err := p.session.Join(ctx); err != nil {
+		return err
+	}
+	if vol, err = volume.Open(ctx, p.session); err != nil {
+		return err
+	}
+	for _, d := range p.def.Disks {
+		disk, err := vol.OpenDisk(ctx, p.def.Name, d.Name)
+		if err != nil {
+			return err
+		}
+		p.disks = append(p.disks, disk)
+	}
+	_, size := p.session.Capacity()
+	p.arbiter = &arbiter.Executor{Blocks: lasting{p.session}, LBA: vol.ArbiterLBA(p.def.Slot), Size: size}
+	return nil
+}
+
+// lookISID is for the session that only looks for the VM's definition. It lies
+// outside of the slots, and those of two VMs rarely meet; if they do, one of the
+// processes is thrown out, ends, and is started again.
+func lookISID(name string) [6]byte {
+	h := fnv.New32a()
+	h.Write([]byte(name))
+	return nexus.ISID(256 + int(h.Sum32()%60000))
+}
+
+// hostID derives a host's number in the protocol from its key.
+func hostID(key ed25519.PublicKey) pair.HostID {
+	h := sha256.Sum256(key)
+	return pair.HostID(binary.BigEndian.Uint64(h[:]) | 1)
+}
+
+func (p *Process) openPair() error {
+	uuid, err := parseUUID(p.def.UUID)
+	if err != nil {
+		return err
+	}
+	p.arbiter.VM = uuid
+	self := p.key.Public().(ed25519.PublicKey)
+	// A host without a peer runs its VMs alone: its peer is one that never
+	// answers.
+	peer := session.Peer{Name: "~none", Key: make(ed25519.PublicKey, ed25519.PublicKeySize)}
+	if c := p.host.Peer; c != nil {
+		peer.Name = c.Name
+		if peer.Key, err = c.PublicKey(); err != nil {
+			return err
+		}
+	}
+	level := pair.LevelVerified
+	if p.def.Output == volume.OutputReceived {
+		level = pair.LevelReceived
+	}
+	var seed [8]byte
+	if _, err := rand.Read(seed[:]); err != nil {
+		return err
+	}
+	incarnation := binary.LittleEndian.Uint64(seed[:]) | 1
+	p.pair, err = pair.New(pair.Config{
+		Self: hostID(self), Peer: hostID(peer.Key), VM: uuid, Level: level,
+	}, incarnation)
+	if err != nil {
+		return err
+	}
+	p.role = p.pair.Role()
+	direct := session.PathConfig{Interface: p.host.Direct}
+	if direct.Interface == "" {
+		direct.Interface = "eth1"
+	}
+	p.link, err = session.New(session.Config{
+		Self: session.Identity{Name: p.host.Name, Key: p.key}, Peer: peer,
+		Slot: p.def.Slot, VM: p.def.UUID, Incarnation: incarnation,
+		Direct: direct, Management: session.PathConfig{Interface: bridge},
+		Handler: (*handler)(p),
+	})
+	return err
+}
+
+func parseUUID(s string) (u pair.UUID, err error) {
+	b, err := hex.DecodeString(strings.ReplaceAll(s, "-", ""))
+	if err != nil || len(b) != len(u) {
+		return u, fmt.Errorf("the VM's UUID %q isn't one", s)
+	}
+	return pair.UUID(b), nil
+}
+
+// initArbiter writes the VM's first arbiter block if there is none.
+func (p *Process) initArbiter(ctx context.Context) error {
+	var n [16]byte
+	if _, err := rand.Read(n[:]); err != nil {
+		return err
+	}
+	return p.arbiter.Init(ctx, pair.Nonce{
+		Incarnation: binary.LittleEndian.Uint64(n[:]) | 1, N: binary.LittleEndian.Uint64(n[8:]),
+	})
+}
+
+// tick is how often the protocol is told the time: well above twice a
+// heartbeat.
+const tick = 12 * time.Millisecond
+
+// loop steps the protocol until ctx or this copy's life ends.
+func (p *Process) loop(ctx context.Context) error {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	if err := os.Remove(filepath.Join(p.opt.RunDir, restartMarker)); err == nil {
+		p.inputs <- pair.Command{Verb: pair.Start}
+	}
+	p.step(ctx, pair.Tick{Now: time.Since(p.begun)})
+	for !p.ending {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			p.step(ctx, pair.Tick{Now: time.Since(p.begun)})
+			p.mu.Lock()
+			progress := p.progress
+			p.progress = nil
+			p.mu.Unlock()
+			if progress != nil {
+				p.step(ctx, *progress)
+			}
+		case in := <-p.inputs:
+			p.step(ctx, in)
+		case f := <-p.later:
+			f(ctx)
+		}
+	}
+	return nil
+}
+
+func (p *Process) step(ctx context.Context, in pair.Input) {
+	before := p.pair.Role()
+	out := p.pair.Step(in)
+	after := p.pair.Role()
+	p.mu.Lock()
+	p.role, p.epoch, p.safe = after, p.pair.Block().Epoch, p.pair.Protected()
+	p.mu.Unlock()
+	if before != after {
+		p.time(before, after)
+	}
+	for _, o := range out {
+		p.do(ctx, o)
+	}
+}
+
+// post queues an input from another goroutine.
+func (p *Process) post(in pair.Input) { p.inputs <- in }
+
+// report notes how far the secondary is; only the newest counts.
+func (p *Process) report(received, verified uint64) {
+	p.mu.Lock()
+	p.progress = &pair.Progress{Received: received, Verified: verified}
+	p.mu.Unlock()
+}
+
+// say prints a line for the daemon to pass on.
+func (p *Process) say(line string) { fmt.Fprintln(os.Stderr, line) }

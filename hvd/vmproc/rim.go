@@ -1,0 +1,198 @@
+package vmproc
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/hvd/board"
+	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/iscsi"
+	"github.com/duet-ft/duet/hvd/tap"
+	"github.com/duet-ft/duet/hvd/virtio/blk"
+	"github.com/duet-ft/duet/hvd/virtio/vsock/mux"
+	"github.com/duet-ft/duet/hvd/vm"
+)
+
+const (
+	// bridge is the host's bridge on the management network.
+	bridge = "br0"
+	// retryDisk is when a request that the volume couldn't serve is tried again:
+	// a guest's disk stalls rather than fails.
+	retryDisk = 200 * time.Millisecond
+	// maxConsole is how much of the console's output is kept, in bytes.
+	maxConsole = 64 << 10
+)
+
+// rim is where a guest's effects go and its inputs come from. It does nothing
+// before start: a secondary has none.
+type rim struct {
+	p      *Process
+	g      *guest
+	engine *vm.Engine
+	disks  sync.WaitGroup
+
+	mu      sync.Mutex
+	tap     *tap.Tap
+	mux     *mux.Server
+	console []byte
+
+	live                               atomic.Bool
+	reads, writes, framesIn, framesOut atomic.Uint64
+}
+
+func newRim(p *Process, g *guest) *rim { return &rim{p: p, g: g} }
+
+// start lets effects out.
+func (r *rim) start() { r.live.Store(true) }
+
+// Effect carries out an effect; vm.Rim.
+func (r *rim) Effect(x board.Effect) {
+	if !r.live.Load() {
+		return
+	}
+	switch x.Kind {
+	case board.DiskRequest:
+		r.disks.Add(1)
+		go r.disk(x)
+	case board.Frame:
+		r.send(x.Data)
+	case board.Vsock:
+		if m := r.server(); m != nil {
+			m.FromGuest(x.Data)
+		}
+	case board.Console:
+		r.mu.Lock()
+		r.console = append(r.console, x.Data...)
+		if n := len(r.console); n > 2*maxConsole {
+			r.console = append([]byte(nil), r.console[n-maxConsole:]...)
+		}
+		r.mu.Unlock()
+	}
+}
+
+func (r *rim) server() *mux.Server {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.mux
+}
+
+// send puts a frame on the network.
+func (r *rim) send(frame []byte) {
+	r.mu.Lock()
+	t := r.tap
+	r.mu.Unlock()
+	if t != nil {
+		r.framesOut.Add(1)
+		r.p.complain(t.Write(frame))
+	}
+}
+
+// disk serves one request. Only a request that can never succeed ends in an
+// error for the guest; while the volume is away it waits, and a copy that was
+// fenced leaves it to the protocol to say what becomes of it.
+func (r *rim) disk(x board.Effect) {
+	defer r.disks.Done()
+	done := event.Entry{Kind: event.DiskDone, Disk: x.Disk, ID: x.Request.ID}
+	for {
+		data, err := r.transfer(x)
+		if err == nil {
+			done.Data = data
+			break
+		}
+		if r.g.ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, iscsi.ErrRange) {
+			done.Status = blk.StatusIOError
+			break
+		}
+		r.p.note(fmt.Sprintf("disk %d: %v of %d bytes at sector %d waits: %v", x.Disk, x.Request.Op, x.Request.Len, x.Request.Sector, err))
+		if errors.Is(err, iscsi.ErrFenced) || errors.Is(err, iscsi.ErrReservationConflict) {
+			r.p.post(pair.Faulted{Fault: pair.Refused})
+		}
+		select {
+		case <-r.g.ctx.Done():
+			return
+		case <-time.After(retryDisk):
+		}
+	}
+	r.engine.Input(done)
+}
+
+func (r *rim) transfer(x board.Effect) ([]byte, error) {
+	d := r.p.disks[x.Disk]
+	switch x.Request.Op {
+	case blk.OpRead:
+		r.reads.Add(1)
+		data := make([]byte, x.Request.Len)
+		return data, d.Read(r.g.ctx, x.Request.Sector, data)
+	case blk.OpWrite:
+		r.writes.Add(1)
+		return nil, d.Write(r.g.ctx, x.Request.Sector, x.Request.Data)
+	case blk.OpFlush:
+		return nil, d.Sync(r.g.ctx)
+	}
+	return nil, fmt.Errorf("%w: unknown operation %v", iscsi.ErrRange, x.Request.Op)
+}
+
+// openNetwork connects a guest that goes live to the host's bridge and opens
+// its vsock. Without a network it runs all the same; the line says so.
+func (p *Process) openNetwork(g *guest) {
+	t, err := tap.Open(fmt.Sprintf("duet%d", p.def.Slot), bridge)
+	if err != nil {
+		p.note("the VM has no network: " + err.Error())
+	} else {
+		go g.rim.receive(t)
+	}
+	m, err := mux.Listen(filepath.Join(p.opt.RunDir, "vsock.sock"), uint64(p.def.CID), func(pkt []byte) {
+		g.engine.Input(event.Entry{Kind: event.Vsock, Data: append([]byte(nil), pkt...)})
+	})
+	if err != nil {
+		p.note("the VM has no vsock: " + err.Error())
+	}
+	g.rim.mu.Lock()
+	g.rim.tap, g.rim.mux = t, m
+	g.rim.mu.Unlock()
+}
+
+func (r *rim) receive(t *tap.Tap) {
+	buf := make([]byte, tap.MaxFrame)
+	for {
+		n, err := t.Read(buf)
+		if err != nil {
+			return
+		}
+		r.framesIn.Add(1)
+		r.engine.Input(event.Entry{Kind: event.Frame, Data: append([]byte(nil), buf[:n]...)})
+	}
+}
+
+// close takes everything down; the guest's context has ended.
+func (r *rim) close() {
+	r.live.Store(false)
+	r.mu.Lock()
+	t, m := r.tap, r.mux
+	r.tap, r.mux = nil, nil
+	r.mu.Unlock()
+	if t != nil {
+		t.Close()
+	}
+	if m != nil {
+		m.Close()
+	}
+	r.disks.Wait()
+}
+
+// tail is the console's last output.
+func (r *rim) tail() []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]byte(nil), r.console[max(0, len(r.console)-maxConsole):]...)
+}
+
+var _ vm.Rim = (*rim)(nil)

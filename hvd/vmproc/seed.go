@@ -1,0 +1,266 @@
+package vmproc
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/ftlink/session"
+	"github.com/duet-ft/duet/ftlink/wire"
+	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/machine"
+	"github.com/duet-ft/duet/hvd/vm"
+)
+
+// A state transfer on the stream:
+//
+//	SeedBegin  seedHeader
+//	Pages      some thousand; a page that comes again counts anew
+//	State      the machine's rest, JSON of seedState, in pieces
+//	SeedEnd    empty
+//	Log        from LSN 0
+type seedState struct {
+	Base     event.Base        `json:"base"`
+	Snapshot *machine.Snapshot `json:"snapshot"`
+}
+
+const (
+	maxState   = 256 << 20 // bytes of a seedState
+	statePiece = 1 << 20
+	seedPages  = 64 // pages a frame: the log of other VMs waits no longer for it
+)
+
+// sender is one state transfer from here, and the log behind it. The log begins
+// while the last of the state is still on its way, so it waits here until then.
+type sender struct {
+	conn *session.Conn
+
+	mu      sync.Mutex
+	through bool // the state is sent
+	waiting []vmLog
+}
+
+type vmLog struct {
+	lsn   uint64
+	bytes []byte
+}
+
+// Pages sends memory; vm.Sink.
+func (s *sender) Pages(pages []int, page func(int) []byte) error {
+	for len(pages) > 0 {
+		n := min(len(pages), seedPages)
+		if err := s.conn.SendPages(pages[:n], page); err != nil {
+			return err
+		}
+		pages = pages[n:]
+	}
+	return nil
+}
+
+// Snapshot sends the rest and lets the log go; vm.Sink.
+func (s *sender) Snapshot(m *machine.Snapshot, base event.Base) error {
+	b, err := json.Marshal(seedState{base, m})
+	if err != nil {
+		return err
+	}
+	for len(b) > 0 {
+		n := min(len(b), statePiece)
+		if err := s.conn.Send(wire.Frame{Type: wire.TypeState, Payload: b[:n]}); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	if err := s.conn.Send(wire.Frame{Type: wire.TypeSeedEnd, Payload: []byte("{}")}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.through = true
+	for _, l := range s.waiting {
+		if err := s.conn.SendLog(l.lsn, l.bytes); err != nil {
+			return err
+		}
+	}
+	s.waiting = nil
+	return nil
+}
+
+// log sends a batch. A stream that broke shows elsewhere.
+func (s *sender) log(lsn uint64, batch []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.through {
+		s.waiting = append(s.waiting, vmLog{lsn, batch})
+		return
+	}
+	_ = s.conn.SendLog(lsn, batch)
+}
+
+// startSeed sends the live guest's state to the peer.
+func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
+	g := p.guest
+	p.mu.Lock()
+	conn := p.conn
+	p.mu.Unlock()
+	if g == nil || conn == nil {
+		p.post(pair.Faulted{Fault: pair.SeedFailed})
+		return
+	}
+	g.stopSeed()
+	ctx, g.seeding = context.WithCancel(ctx)
+	go func() {
+		before := p.link.Stats().BytesOut
+		head := seedHeader{Seed: seed, Memory: g.m.Memory.Size()}
+		err := conn.Send(wire.Frame{Type: wire.TypeSeedBegin, Payload: head.encode()})
+		var stats vm.SeedStats
+		if err == nil {
+			s := &sender{conn: conn}
+			stats, err = g.engine.Seed(ctx, s, s.log)
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				p.say("state transfer: " + err.Error())
+				p.post(pair.Faulted{Fault: pair.SeedFailed})
+			}
+			return
+		}
+		done := &api.Seed{
+			Pages: stats.Pages, Rounds: stats.Rounds, Bytes: p.link.Stats().BytesOut - before,
+			TotalMS: ms(stats.Total), PauseMS: ms(stats.Pause),
+		}
+		p.mu.Lock()
+		p.seeded = done
+		p.mu.Unlock()
+		p.say(fmt.Sprintf("state transfer: %d pages, %d bytes in %.0f ms, the guest stood still for %.1f ms",
+			done.Pages, done.Bytes, done.TotalMS, done.PauseMS))
+	}()
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// incoming is a state transfer that arrives here, and the log behind it.
+type incoming struct {
+	g     *guest
+	seed  pair.Seed
+	blob  []byte
+	whole bool // restored; the log follows
+	given bool // the guest belongs to the loop
+
+	dropped            atomic.Bool
+	received, verified atomic.Uint64
+	acks               sync.Mutex
+}
+
+// drop gives the transfer up. A guest that is whole is the protocol's to halt.
+func (in *incoming) drop() {
+	if !in.dropped.Swap(true) && !in.given {
+		in.g.destroy()
+	}
+}
+
+// beginSeed makes an empty machine for what arrives.
+func (p *Process) beginSeed(s seedHeader) error {
+	if want := uint64(p.def.MemoryMiB) << 20; s.Memory != want {
+		return fmt.Errorf("the peer's copy has %d bytes of memory, this one %d: has the VM's definition changed?", s.Memory, want)
+	}
+	g, err := p.newGuest(context.Background())
+	if err != nil {
+		p.note("the VM's copy can't be received: " + err.Error())
+		p.post(pair.Faulted{Fault: pair.Crashed})
+		return err
+	}
+	in := &incoming{g: g, seed: s.Seed}
+	p.mu.Lock()
+	old := p.incoming
+	p.incoming = in
+	p.mu.Unlock()
+	if old != nil {
+		old.drop()
+	}
+	p.post(pair.SeedBegin{Seed: s.Seed})
+	return nil
+}
+
+func (in *incoming) page(n int, data []byte) error {
+	m := in.g.m.Memory
+	if n < 0 || n >= m.Pages() {
+		return fmt.Errorf("%w: page %d of %d", wire.ErrFrame, n, m.Pages())
+	}
+	if in.whole {
+		return fmt.Errorf("%w: memory behind the end of the state", wire.ErrFrame)
+	}
+	// A page that is zero already isn't touched, so that it stays unallocated.
+	if !wire.IsZero(data) || !wire.IsZero(m.Page(n)) {
+		copy(m.Page(n), data)
+	}
+	return nil
+}
+
+func (in *incoming) state(b []byte) error {
+	if len(in.blob)+len(b) > maxState {
+		return fmt.Errorf("%w: more than %d bytes of state", wire.ErrFrame, maxState)
+	}
+	in.blob = append(in.blob, b...)
+	return nil
+}
+
+// finishSeed restores the machine and lets it follow the log.
+func (p *Process) finishSeed(c *session.Conn, in *incoming) error {
+	var s seedState
+	if err := json.Unmarshal(in.blob, &s); err != nil {
+		return fmt.Errorf("%w: state: %w", wire.ErrFrame, err)
+	}
+	in.blob = nil
+	if s.Snapshot == nil || in.whole {
+		return fmt.Errorf("%w: no state", wire.ErrFrame)
+	}
+	g := in.g
+	err := errors.Join(g.m.Restore(s.Snapshot), g.m.LogDirty(true))
+	if err != nil {
+		p.note("the VM's copy can't be restored: " + err.Error())
+		p.post(pair.Faulted{Fault: pair.SeedFailed})
+		return err
+	}
+	g.engine = vm.New(g.m, g.rim, p.engineConfig())
+	g.rim.engine = g.engine
+	in.whole = true
+	p.later <- func(ctx context.Context) {
+		if in.dropped.Load() || p.guest != nil {
+			in.drop()
+			return
+		}
+		in.given = true
+		p.mu.Lock()
+		p.guest, p.trouble = g, ""
+		p.mu.Unlock()
+		p.follow(g, s.Base, func(received, verified uint64) {
+			in.verified.Store(verified)
+			if in.received.Load() < received {
+				in.received.Store(received)
+			}
+			_ = in.ack(p, c) // a stream that broke shows as Down
+		})
+		p.step(ctx, pair.Seeded{Seed: in.seed})
+	}
+	return nil
+}
+
+// ack tells the primary how far this copy is.
+func (in *incoming) ack(p *Process, c *session.Conn) error {
+	in.acks.Lock()
+	defer in.acks.Unlock()
+	if in.g.sealed.Load() {
+		return nil
+	}
+	received, verified := in.received.Load(), in.verified.Load()
+	p.report(received, verified)
+	return c.SendAck(received, verified)
+}
+
+var _ vm.Sink = (*sender)(nil)

@@ -1,0 +1,132 @@
+package vmproc
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/volume"
+)
+
+// serve answers the daemon on api.sock. Closing the server ends it.
+func (p *Process) serve(ctx context.Context) (*http.Server, error) {
+	if err := os.MkdirAll(p.opt.RunDir, 0o700); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(p.opt.RunDir, "api.sock")
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/vm", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.status()) })
+	mux.HandleFunc("GET /v1/vm/events", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.history()) })
+	mux.HandleFunc("GET /v1/vm/console", p.serveConsole)
+	for name, verb := range map[string]pair.Verb{"start": pair.Start, "stop": pair.Stop, "force-start": pair.ForceStart} {
+		mux.HandleFunc("POST /v1/vm/"+name, func(w http.ResponseWriter, _ *http.Request) {
+			p.command(verb)
+			answer(w, p.status())
+		})
+	}
+	mux.HandleFunc("POST /v1/vm/shutdown", p.serveShutdown)
+	s := &http.Server{
+		Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	go func() {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			p.complain(err)
+		}
+	}()
+	return s, nil
+}
+
+func answer(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(v) // a client that went away
+}
+
+func refuse(w http.ResponseWriter, status int, why string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"error": why})
+}
+
+// here is the guest that runs on this host, or nil.
+func (p *Process) here() *guest {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.guest == nil || !p.guest.rim.live.Load() {
+		return nil
+	}
+	return p.guest
+}
+
+func (p *Process) serveConsole(w http.ResponseWriter, _ *http.Request) {
+	g := p.here()
+	if g == nil {
+		refuse(w, http.StatusConflict, fmt.Sprintf("VM %q doesn't run on this host", p.def.Name))
+		return
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = w.Write(g.rim.tail())
+}
+
+func (p *Process) serveShutdown(w http.ResponseWriter, _ *http.Request) {
+	g := p.here()
+	if g == nil {
+		refuse(w, http.StatusConflict, fmt.Sprintf("VM %q doesn't run on this host", p.def.Name))
+		return
+	}
+	g.engine.Input(event.Entry{Kind: event.Power})
+	answer(w, p.status())
+}
+
+func (p *Process) history() []api.Event {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]api.Event{}, p.events...)
+}
+
+// status is this copy as of now.
+func (p *Process) status() api.VM {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := api.VM{
+		Name: p.def.Name, Role: p.role.String(), Live: p.role.Live(), Protected: p.safe, Epoch: p.epoch,
+		Error: p.trouble, Output: p.def.Output, Seed: p.seeded, Failover: p.failed,
+	}
+	if s.Output == "" {
+		s.Output = volume.OutputVerified
+	}
+	g := p.guest
+	if g == nil || g.engine == nil {
+		return s
+	}
+	x := &g.engine.Stats
+	s.Position, s.ClockNS = x.Position.Load(), x.Clock.Load()
+	s.LSN, s.Verified = x.LSN.Load(), x.Verified.Load()
+	s.LagMS = ms(g.engine.Lag())
+	median, p99 := x.Delays()
+	s.Counters = api.Counters{
+		Exits: x.Exits.Load(), Ticks: x.Ticks.Load(), Inputs: x.Inputs.Load(),
+		Resyncs: x.Resyncs.Load(), ResyncBytes: x.ResyncBytes.Load(), LogBytes: x.LogBytes.Load(),
+		Throttled: x.Throttled.Load(), Divergences: x.Divergences.Load(),
+		DiskReads: g.rim.reads.Load(), DiskWrites: g.rim.writes.Load(),
+		FramesIn: g.rim.framesIn.Load(), FramesOut: g.rim.framesOut.Load(),
+		DelayMedianMS: ms(median), DelayP99MS: ms(p99),
+	}
+	return s
+}

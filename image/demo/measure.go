@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/duet-ft/duet/hvd/api"
+)
+
+const (
+	// killAfter and killWithin bound the random moment of a kill, counted from when the load is under way.
+	killAfter  = 2 * time.Second
+	killWithin = 8 * time.Second
+	// killStream separates the numbers for kill times from others of the same seed.
+	killStream = 1
+)
+
+// killTimes are how long the load runs before each kill. They follow from the seed alone.
+func killTimes(seed uint64) [2]time.Duration {
+	r := rand.New(rand.NewPCG(seed, killStream))
+	var d [2]time.Duration
+	for i := range d {
+		d[i] = killAfter + time.Duration(r.Int64N(int64(killWithin-killAfter)))
+	}
+	return d
+}
+
+// rates are what a stretch of time cost.
+type rates struct {
+	ticks, exits, log float64 // in all
+	seconds           float64
+}
+
+// between compares two looks at the same live copy.
+func between(before, after api.VM, d time.Duration) (rates, error) {
+	b, a := before.Counters, after.Counters
+	if before.Epoch != after.Epoch || a.Ticks < b.Ticks || a.Exits < b.Exits || a.LogBytes < b.LogBytes {
+		return rates{}, fmt.Errorf("the guest changed hands while it was measured (epoch %d, then %d)", before.Epoch, after.Epoch)
+	}
+	if a.Ticks == b.Ticks {
+		return rates{}, fmt.Errorf("the guest's timer didn't tick within %v", d)
+	}
+	return rates{
+		ticks: float64(a.Ticks - b.Ticks), exits: float64(a.Exits - b.Exits),
+		log: float64(a.LogBytes - b.LogBytes), seconds: d.Seconds(),
+	}, nil
+}
+
+func (r rates) logPerTick() float64     { return r.log / r.ticks }
+func (r rates) exitsPerTick() float64   { return r.exits / r.ticks }
+func (r rates) logPerSecond() float64   { return r.log / r.seconds }
+func (r rates) ticksPerSecond() float64 { return r.ticks / r.seconds }
+
+// perRequest is what a request cost beyond what the same ticks cost when idle: bytes of log, and exits.
+func (r rates) perRequest(idle rates, requests int) (log, exits float64) {
+	if requests == 0 {
+		return 0, 0
+	}
+	n := float64(requests)
+	return max(0, r.log-r.ticks*idle.logPerTick()) / n, max(0, r.exits-r.ticks*idle.exitsPerTick()) / n
+}

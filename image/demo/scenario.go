@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/duet-ft/duet/appliance/agent/wire"
+	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/volume"
+	"github.com/duet-ft/duet/image/load"
+	"github.com/duet-ft/duet/image/pairlab"
+)
+
+const (
+	// clients is how many connections there are.
+	clients = 8
+	// idleFor and loadFor are how long is measured.
+	idleFor = 10 * time.Second
+	loadFor = 10 * time.Second
+	// settleFor is how long the load runs on before it is looked at: after it starts, and after a failover.
+	settleFor = 2 * time.Second
+	// answerWithin is how long a connection may take to answer after a kill: TCP backs off meanwhile.
+	answerWithin = 90 * time.Second
+)
+
+// scenario is one run of the demo.
+type scenario struct {
+	out    *progress
+	opt    options
+	dir    string
+	result Result
+
+	pair    *pairlab.Pair
+	load    *load.Load
+	tally   *tally
+	watcher sync.WaitGroup
+	cancel  context.CancelFunc // of the watcher
+	primary string
+	idle    rates
+	first   wire.Info // what the agent said at first
+	last    wire.Info // and the last time
+}
+
+// run goes through all steps; the result has what came of them, up to an error.
+func (s *scenario) run(ctx context.Context) error {
+	for _, step := range []struct {
+		stage string
+		do    func(context.Context) error
+	}{
+		{"hosts", s.startHosts},
+		{"guest", s.startGuest},
+		{"seeding", s.protected},
+		{"measuring", s.measureVerified},
+		{"failover 1", func(ctx context.Context) error { return s.failover(ctx, 0) }},
+		{"back again", s.comeBack},
+		{"failover 2", func(ctx context.Context) error { return s.failover(ctx, 1) }},
+		{"back again", s.comeBack},
+		{"measuring", s.measureReceived},
+		{"the end", s.finish},
+	} {
+		s.out.stage(step.stage)
+		if err := step.do(ctx); err != nil {
+			if ctx.Err() != nil {
+				err = errors.Join(context.Cause(ctx), err)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *scenario) startHosts(ctx context.Context) (err error) {
+	s.pair, err = pairlab.Start(ctx, pairlab.Config{Dir: s.dir, Log: func(line string) { s.out.say("%s", line) }})
+	if err != nil {
+		return err
+	}
+	s.tally = newTally()
+	watch, cancel := context.WithCancel(ctx)
+	s.cancel = cancel
+	s.watcher.Go(func() { s.tally.watch(watch, s.pair) })
+	return nil
+}
+
+func (s *scenario) startGuest(ctx context.Context) (err error) {
+	begin := time.Now()
+	if err := s.pair.StartGuest(ctx, pairlab.Names[0]); err != nil {
+		return err
+	}
+	if s.primary, err = s.pair.WaitLive(ctx); err != nil {
+		return err
+	}
+	if s.first, err = s.pair.Info(ctx); err != nil {
+		return err
+	}
+	s.last = s.first
+	s.out.say("guest %s (Linux %s) runs on host %s at %s, Redis answers; boot_id %s, uptime %.0f s (%.1f s)", s.first.Hostname,
+		s.first.Kernel, s.primary, pairlab.GuestIP(), s.first.BootID, s.first.Uptime, time.Since(begin).Seconds())
+	return nil
+}
+
+// protected waits for lockstep and tells how the seeding went.
+func (s *scenario) protected(ctx context.Context) error {
+	primary, err := s.pair.WaitProtected(ctx)
+	if err != nil {
+		return err
+	}
+	if primary != s.primary {
+		s.result.Failovers++ // one that nobody asked for
+		return fmt.Errorf("host %s took over from %s although nobody killed it", primary, s.primary)
+	}
+	vm, err := s.pair.VM(ctx, primary)
+	if err != nil {
+		return err
+	}
+	if seed := vm.Seed; seed != nil {
+		s.result.SeedMS = append(s.result.SeedMS, seed.TotalMS)
+		s.result.SeedBytes = append(s.result.SeedBytes, seed.Bytes)
+		s.result.PauseMS = append(s.result.PauseMS, seed.PauseMS)
+		s.out.say("seeded: %d pages in %d rounds, %.1f MB in %.1f s; the guest stood still for %.0f ms",
+			seed.Pages, seed.Rounds, float64(seed.Bytes)/1e6, seed.TotalMS/1e3, seed.PauseMS)
+	}
+	s.out.say("PROTECTED: primary %s, secondary %s in lockstep (epoch %d, output rule %q), lag %.1f ms",
+		primary, s.pair.Peer(primary), vm.Epoch, vm.Output, vm.LagMS)
+	return nil
+}
+
+// measureVerified measures the idle guest, starts the load, and measures again.
+func (s *scenario) measureVerified(ctx context.Context) error {
+	var err error
+	if s.idle, _, err = s.measure(ctx, idleFor); err != nil {
+		return err
+	}
+	s.result.LogBytesPerTickIdle, s.result.ExitsPerTick = s.idle.logPerTick(), s.idle.exitsPerTick()
+	s.result.LogBytesPerSecondIdle = s.idle.logPerSecond()
+	s.out.say("idle: %.0f ticks a second, %.2f exits and %.1f bytes of log a tick, %.0f bytes of log a second",
+		s.idle.ticksPerSecond(), s.idle.exitsPerTick(), s.idle.logPerTick(), s.idle.logPerSecond())
+
+	s.load, err = load.Start(context.WithoutCancel(ctx), load.Config{Dial: s.pair.Dial, Clients: clients})
+	if err != nil {
+		return err
+	}
+	if err := s.load.Answered(ctx); err != nil {
+		return err
+	}
+	s.out.say("load: %d TCP connections from outside, each with INCRs of its own counter and SETs of fresh values", clients)
+	if err := sleep(ctx, settleFor); err != nil {
+		return err
+	}
+	s.load.Window()
+	busy, vm, err := s.measure(ctx, loadFor)
+	w := s.load.Window()
+	if err != nil {
+		return err
+	}
+	r := &s.result
+	r.LogBytesPerRequest, r.ExitsPerRequest = busy.perRequest(s.idle, w.Requests)
+	r.LogBytesPerSecond, r.RequestsPerSecond, r.LagMS = busy.logPerSecond(), w.Rate(), vm.LagMS
+	r.RequestMS = Delay{ms(w.Median), ms(w.P99)}
+	r.OutputDelayMS.Verified = Delay{vm.Counters.DelayMedianMS, vm.Counters.DelayP99MS}
+	s.out.say("under load: %.0f requests a second (median %.1f ms, p99 %.1f ms), %.0f bytes of log and %.1f exits a request, %.0f bytes of log a second",
+		w.Rate(), ms(w.Median), ms(w.P99), r.LogBytesPerRequest, r.ExitsPerRequest, r.LogBytesPerSecond)
+	s.sayDelay(vm)
+	// Copies that start from now on follow the other level: after two failovers, the live one is of them.
+	return s.pair.SetOutput(ctx, volume.OutputReceived)
+}
+
+// measureReceived measures the delay under the other level.
+func (s *scenario) measureReceived(ctx context.Context) error {
+	_, vm, err := s.measure(ctx, loadFor)
+	if err != nil {
+		return err
+	}
+	if vm.Output != volume.OutputReceived {
+		return fmt.Errorf("the guest's output rule on host %s is %q and should be %q by now", s.primary, vm.Output, volume.OutputReceived)
+	}
+	s.result.OutputDelayMS.Received = Delay{vm.Counters.DelayMedianMS, vm.Counters.DelayP99MS}
+	s.sayDelay(vm)
+	return nil
+}
+
+func (s *scenario) sayDelay(vm api.VM) {
+	s.out.say("output rule %q: effects waited %.1f ms (median), %.1f ms (p99); the secondary's lag is %.1f ms",
+		vm.Output, vm.Counters.DelayMedianMS, vm.Counters.DelayP99MS, vm.LagMS)
+}
+
+// measure looks at the primary's counters before and after d.
+func (s *scenario) measure(ctx context.Context, d time.Duration) (r rates, after api.VM, err error) {
+	before, err := s.pair.VM(ctx, s.primary)
+	if err != nil {
+		return r, after, err
+	}
+	begin := time.Now()
+	if err := sleep(ctx, d); err != nil {
+		return r, after, err
+	}
+	if after, err = s.pair.VM(ctx, s.primary); err != nil {
+		return r, after, err
+	}
+	r, err = between(before, after, time.Since(begin))
+	return r, after, err
+}
+
+// sleep lets d pass.
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
