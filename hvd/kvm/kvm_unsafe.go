@@ -47,6 +47,7 @@ const (
 	getXCRs            = 0x8188AEA6
 	setXCRs            = 0x4188AEA7
 	clearDirtyLog      = 0xC018AEC0
+	preFaultMemory     = 0xC040AED5
 	setMSRFilter       = 0x4188AEC6
 )
 
@@ -294,6 +295,23 @@ func (v *VM) NewVCPU() (*VCPU, error) {
 func (c *VCPU) Close() error {
 	err := unix.Munmap(c.page)
 	return errors.Join(err, unix.Close(c.fd))
+}
+
+// PreFault maps size bytes of guest memory at addr, as if the guest had read
+// them. From then on the dirty log has only pages that are written: KVM logs a
+// page that it maps for the first time as written even when it is only read.
+func (c *VCPU) PreFault(addr, size uint64) error {
+	r := struct {
+		gpa, size, flags uint64
+		_                [5]uint64
+	}{gpa: addr, size: size}
+	for r.size > 0 {
+		err := ioctlPtr(c.fd, preFaultMemory, unsafe.Pointer(&r))
+		if err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+			return fmt.Errorf("map %d bytes of guest memory at %#x: %w", r.size, r.gpa, err)
+		}
+	}
+	return nil
 }
 
 // Run enters the guest. It returns ErrInterrupted when the host interrupted

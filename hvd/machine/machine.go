@@ -83,13 +83,28 @@ type Machine struct {
 	window  uint64 // host time-stamp ticks that an anchor stays fresh; 0: for ever
 	effects []board.Effect
 	scratch []byte
+	step    Step     // for Trace
 	dirty   []uint64 // pages written since the last harvest
 	harvest uint64   // deadlines since the last harvest
 	logging bool     // KVM logs dirty pages
 	logged  bool     // the execution is recorded or replayed: harvests count
 
+	// Trace, if set, is told of each counted exit, after it was answered.
+	Trace func(Step)
+
 	// Exits counts exits by KVM's reason.
 	Exits [kvm.ExitTrap + 1]uint64
+}
+
+// Step is one counted exit, as the fingerprint sees it: what to compare when two
+// executions differ.
+type Step struct {
+	Position, Fingerprint uint64
+	Reason                uint32
+	Addr                  uint64 // port, address or MSR
+	Data                  uint64 // in or out
+	Traps, Reads          uint64
+	Regs                  kvm.Regs
 }
 
 // New makes a machine with empty memory; Boot or Restore fills it.
@@ -178,6 +193,20 @@ func (m *Machine) LogDirty(on bool) error {
 	m.logging = on
 	clear(m.dirty)
 	return m.collect()
+}
+
+// Track prepares an empty machine for following a log: pages written are
+// logged, and no other ones are.
+func (m *Machine) Track() error {
+	if err := m.LogDirty(true); err != nil {
+		return err
+	}
+	for _, r := range m.Memory.Regions() {
+		if err := m.cpu.PreFault(r.Guest, r.Size); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // collect merges all pages written so far into m.dirty.
@@ -356,6 +385,9 @@ func (m *Machine) fold(reason uint32, addr uint64, data []byte) {
 	binary.LittleEndian.PutUint64(flags, binary.LittleEndian.Uint64(flags)&^0x10100)
 	m.hash = xxh3.Hash(b)
 	m.scratch = b
+	if m.Trace != nil {
+		m.step = Step{Reason: reason, Addr: addr, Data: value(data), Traps: c.Traps, Reads: c.Reads, Regs: *m.cpu.Regs()}
+	}
 }
 
 // foldEffects mixes what the exit made leave into the fingerprint.

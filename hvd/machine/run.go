@@ -40,6 +40,10 @@ func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
 	effects := m.Board.TakeEffects()
 	m.foldEffects(effects)
 	m.effects = append(m.effects, effects...)
+	if m.Trace != nil {
+		m.step.Position, m.step.Fingerprint = m.pos, m.hash
+		m.Trace(m.step)
+	}
 	if reason == kvm.ExitTrap || reason == kvm.ExitTSC {
 		return lockstep.Exit{Kind: lockstep.Trapped, Traps: m.cpu.Counters().Traps}, nil
 	}

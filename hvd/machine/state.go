@@ -141,6 +141,10 @@ func (m *Machine) resync(data []byte) error {
 	if err := m.inject(); err != nil {
 		return err
 	}
+	// An access that is still to be finished would write to the new state.
+	if err := m.cpu.Settle(); err != nil {
+		return err
+	}
 	if err := m.collect(); err != nil {
 		return err
 	}
@@ -157,8 +161,8 @@ func (m *Machine) resync(data []byte) error {
 		return err
 	}
 	if left := mem.PageSet(mine); len(left) > 0 {
-		return fmt.Errorf("%w: %d pages were written here but not there, the first is page %#x",
-			lockstep.ErrDiverged, len(left), left[0])
+		return fmt.Errorf("%w: %d pages were written here but not there, the first are pages %#x",
+			lockstep.ErrDiverged, len(left), left[:min(8, len(left))])
 	}
 	if err := m.cpu.SetState(&s); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -112,33 +113,41 @@ func finalOf(t *testing.T, m *machine.Machine) final {
 	return f
 }
 
+// TestEarlyReplay records the first stretch of a boot, up to some resyncs, and
+// replays it: the quick form of TestRecordReplay.
+func TestEarlyReplay(t *testing.T) {
+	recordReplay(t, func(ctx context.Context, _ *testRim, e *Engine) error {
+		for e.Stats.Resyncs.Load() < 20 && ctx.Err() == nil {
+			runtime.Gosched()
+		}
+		return ctx.Err()
+	})
+}
+
 // TestRecordReplay records an unmodified Debian from its first instruction to
 // a Redis that serves, and replays the log twice on other machines: every
 // fingerprint, the final memory, registers and devices are equal.
 func TestRecordReplay(t *testing.T) {
+	recordReplay(t, func(ctx context.Context, rim *testRim, _ *Engine) error { return serve(ctx, rim.guest) })
+}
+
+// recordReplay records a boot until the workload returns.
+func recordReplay(t *testing.T, workload func(context.Context, *testRim, *Engine) error) {
 	sys := duetKVM(t)
 	m := bootDebian(t, sys)
 	rim := newTestRim(t)
 	e := New(m, rim, tcgConfig())
 	rim.engine = e
 	base := m.Base()
-	if err := m.LogDirty(true); err != nil {
-		t.Fatal(err)
-	}
 	var log bytes.Buffer
-	err := e.Record(func(lsn uint64, batch []byte) {
-		log.Write(batch)
-		if err := e.Ack(lsn+uint64(len(batch)), lsn+uint64(len(batch))); err != nil {
-			t.Error(err)
-		}
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := e.Gate(lockstep.Acked); err != nil {
-		t.Fatal(err)
-	}
+	startLog(t, e, m, &log)
 	rim.openNetwork(t)
+	var steps []machine.Step
+	m.Trace = func(s machine.Step) {
+		if len(steps) < maxSteps {
+			steps = append(steps, s)
+		}
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	ended := make(chan error, 1)
@@ -146,7 +155,7 @@ func TestRecordReplay(t *testing.T) {
 	go func() { ended <- e.Live(ctx) }()
 	go progress(ctx, e)
 	served := make(chan error, 1)
-	go func() { served <- serve(ctx, rim.guest) }()
+	go func() { served <- workload(ctx, rim, e) }()
 	select {
 	case err := <-served:
 		if err != nil {
@@ -172,18 +181,40 @@ func TestRecordReplay(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := range 2 {
-		replay(t, sys, base, log.Bytes(), want, n)
+		replay(t, sys, base, log.Bytes(), want, steps, n)
 	}
 }
 
-func replay(t *testing.T, sys *kvm.System, base event.Base, log []byte, want final, n int) {
+// startLog makes e a primary whose log goes to a buffer that acknowledges all
+// it gets.
+func startLog(t *testing.T, e *Engine, m *machine.Machine, log *bytes.Buffer) {
 	t.Helper()
-	m := bootDebian(t, sys)
-	defer m.Close()
 	if err := m.LogDirty(true); err != nil {
 		t.Fatal(err)
 	}
+	err := e.Record(func(lsn uint64, batch []byte) {
+		log.Write(batch)
+		if err := e.Ack(lsn+uint64(len(batch)), lsn+uint64(len(batch))); err != nil {
+			t.Error(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Gate(lockstep.Acked); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func replay(t *testing.T, sys *kvm.System, base event.Base, log []byte, want final, steps []machine.Step, n int) {
+	t.Helper()
+	m := bootDebian(t, sys)
+	defer m.Close()
+	if err := m.Track(); err != nil {
+		t.Fatal(err)
+	}
 	e := New(m, discard{}, tcgConfig())
+	m.Trace = comparer(t, steps)
 	if err := e.Feed(0, log); err != nil {
 		t.Fatal(err)
 	}
@@ -237,6 +268,26 @@ func progress(ctx context.Context, e *Engine) {
 		if err != nil {
 			return
 		}
+	}
+}
+
+// maxSteps bounds the exits that are kept for the comparison.
+const maxSteps = 1 << 20
+
+// comparer reports the first exits of a replay that differ from the recorded
+// ones, with what came before.
+func comparer(t *testing.T, want []machine.Step) func(machine.Step) {
+	n, bad := 0, 0
+	return func(got machine.Step) {
+		if n < len(want) && got != want[n] && bad < 3 {
+			bad++
+			for i := max(0, n-3); i < n; i++ {
+				t.Logf("equal    %+v", want[i])
+			}
+			t.Errorf("recorded %+v", want[n])
+			t.Errorf("replayed %+v", got)
+		}
+		n++
 	}
 }
 

@@ -3,7 +3,6 @@ package vmproc
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -175,6 +174,12 @@ func (p *Process) beginSeed(s seedHeader) error {
 		p.post(pair.Faulted{Fault: pair.Crashed})
 		return err
 	}
+	if err := g.m.Track(); err != nil {
+		g.destroy()
+		p.note("the VM's copy can't be received: " + err.Error())
+		p.post(pair.Faulted{Fault: pair.Crashed})
+		return err
+	}
 	in := &incoming{g: g, seed: s.Seed}
 	p.mu.Lock()
 	old := p.incoming
@@ -221,8 +226,7 @@ func (p *Process) finishSeed(c *session.Conn, in *incoming) error {
 		return fmt.Errorf("%w: no state", wire.ErrFrame)
 	}
 	g := in.g
-	err := errors.Join(g.m.Restore(s.Snapshot), g.m.LogDirty(true))
-	if err != nil {
+	if err := g.m.Restore(s.Snapshot); err != nil {
 		p.note("the VM's copy can't be restored: " + err.Error())
 		p.post(pair.Faulted{Fault: pair.SeedFailed})
 		return err

@@ -179,15 +179,23 @@ func TestDiesWithParent(t *testing.T) {
 	w, s := watch("parent")
 	stop, done := start(s)
 	defer func() { stop(); <-done }()
-	w.until(t, "the grandchild's PID", func() bool { return len(w.lines) > 0 })
-	pid, err := strconv.Atoi(w.lines[0])
+	var parent int
+	var line string
+	w.until(t, "the grandchild's PID", func() bool {
+		if len(w.lines) == 0 {
+			return false
+		}
+		parent, line = w.changes[0].PID, w.lines[0]
+		return true
+	})
+	pid, err := strconv.Atoi(line)
 	if err != nil || pid == 0 {
-		t.Fatalf("not a PID: %q", w.lines[0])
+		t.Fatalf("not a PID: %q", line)
 	}
 	if !alive(pid) {
 		t.Fatalf("the grandchild %d isn't there", pid)
 	}
-	syscall.Kill(w.changes[0].PID, syscall.SIGKILL)
+	syscall.Kill(parent, syscall.SIGKILL)
 	for limit, tick := time.After(10*time.Second), time.Tick(5*time.Millisecond); alive(pid); {
 		select {
 		case <-tick:

@@ -1,0 +1,300 @@
+package daemon
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/duet-ft/duet/ftlink/arbiter"
+	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/hostkey"
+	"github.com/duet-ft/duet/hvd/volume"
+	"github.com/google/go-cmp/cmp"
+)
+
+func deadline(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func definition(name string, memory int) volume.Definition {
+	return volume.Definition{
+		Name: name, Slot: volume.AutoSlot, MemoryMiB: memory,
+		Disks: []volume.DiskDef{{Name: "root", SizeBytes: 1 << 20}},
+	}
+}
+
+// TestLife makes a VM by the API, uses it, sees it crash, and removes it.
+func TestLife(t *testing.T) {
+	h := newHost(t, goodConfig)
+	v := h.format(t)
+	h.start(t)
+	c, ctx := h.client(t, "s3cret"), deadline(t)
+	h.eventually(t, "no VMs", func() bool {
+		list, err := c.VMs(ctx)
+		return err == nil && len(list) == 0
+	})
+	if _, err := c.Create(ctx, definition("db", 512)); err != nil {
+		t.Fatal(err)
+	}
+	var state api.VM
+	runs := func() bool {
+		var err error
+		state, err = c.VM(ctx, "db")
+		return err == nil && state.Live
+	}
+	h.eventually(t, "VM db runs", runs)
+	if state.Name != "db" || state.Role != "primary" {
+		t.Errorf("VM db: %+v", state)
+	}
+	if text, err := c.Console(ctx, "db"); err != nil || string(text) != "db login: " {
+		t.Errorf("console: %q, %v", text, err)
+	}
+	if err := c.Start(ctx, "db"); err == nil || err.Error() != "it runs already" {
+		t.Errorf("start: %v, want the process' own refusal", err)
+	}
+	if err := c.Stop(ctx, "db"); err != nil {
+		t.Errorf("stop: %v", err)
+	}
+	useStreams(t, c)
+
+	first := state.Epoch // its PID
+	if err := c.Shutdown(ctx, "db"); err == nil {
+		t.Error("shutdown: no error although the process died")
+	}
+	h.eventually(t, "VM db runs again", func() bool { return runs() && state.Epoch != first })
+	if h.count("VM db: process ended (exit status 3), starts again at once; its last words: this VM crashes") != 1 ||
+		h.count("vm db: this VM crashes") != 1 {
+		t.Errorf("the crash isn't told: %q", h.lines)
+	}
+	checkEvents(t, h, c)
+	remove(t, h, c, v, int(state.Epoch))
+}
+
+func useStreams(t *testing.T, c *api.Client) {
+	t.Helper()
+	ctx := deadline(t)
+	conn, err := c.Vsock(ctx, "db", 7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "ping")
+	if err := conn.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(conn); err != nil || string(b) != "ping" {
+		t.Errorf("the echo on port 7 is %q (%v)", b, err)
+	}
+	if _, err := c.Vsock(ctx, "db", 8); err == nil || err.Error() != "VM db: nothing listens on vsock port 8 of the guest" {
+		t.Errorf("port 8: %v", err)
+	}
+	if _, err := c.Vsock(ctx, "nope", 7); err == nil || err.Error() != `there is no VM "nope"` {
+		t.Errorf("a VM that isn't there: %v", err)
+	}
+}
+
+// checkEvents expects the daemon's and the VM's events, merged, with no lies about whose they are, and in the file.
+func checkEvents(t *testing.T, h *host, c *api.Client) {
+	t.Helper()
+	list, err := c.Events(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]int{}
+	for i, e := range list {
+		if i > 0 && e.At.Before(list[i-1].At) {
+			t.Errorf("event %q is before its predecessor", e.What)
+		}
+		words := strings.Fields(e.What)
+		got[strings.TrimSpace(e.VM+" "+words[len(words)-1])]++
+	}
+	// The first process' event may be missing: a crash takes along what nobody has asked for yet.
+	if n := got["db live"]; n == 2 {
+		got["db live"] = 1
+	}
+	want := map[string]int{"1": 1, "db disks": 1, "db started": 2, "db crashes": 1, "db live": 1}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("events by their last words (-want +got):\n%s", d)
+	}
+	b, err := os.ReadFile(h.opt.Events)
+	if err != nil || strings.Count(string(b), "\n") != len(list) {
+		t.Errorf("%d events, in the file (%v):\n%s", len(list), err, b)
+	}
+}
+
+// remove expects that a VM which may run isn't deleted, and that its process goes with it.
+func remove(t *testing.T, h *host, c *api.Client, v *volume.Volume, pid int) {
+	t.Helper()
+	ctx := deadline(t)
+	def, err := v.Definition(ctx, "db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := volume.ParseGUID(def.UUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := arbiter.Executor{Blocks: v.Blocks(), LBA: v.ArbiterLBA(def.Slot), Size: 512, VM: pair.UUID(id)}
+	free, err := x.Read(ctx)
+	if err != nil || free.Kind != pair.Free {
+		t.Fatalf("the arbiter block of a new VM is %v, %v", free, err)
+	}
+	solo := pair.Block{VM: free.VM, Kind: pair.Solo, Epoch: free.Epoch + 1, Owner: 1, Nonce: pair.Nonce{Incarnation: 1, N: 1}}
+	put := func(b pair.Block) {
+		t.Helper()
+		if err := v.Blocks().Write(ctx, x.LBA, arbiter.Encode(b, x.Size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(solo)
+	var e *api.Error
+	if err := c.Delete(ctx, "db"); !errors.As(err, &e) || e.Status != 409 || e.Line != "VM db isn't stopped: stop it first" {
+		t.Errorf("deleting a VM that runs: %v", err)
+	}
+	solo.Kind, solo.Owner, solo.Epoch = pair.Free, 0, solo.Epoch+1
+	put(solo)
+	if err := c.Delete(ctx, "db"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Delete(ctx, "db"); !errors.As(err, &e) || e.Status != 404 {
+		t.Errorf("deleting it twice: %v", err)
+	}
+	h.eventually(t, "its process is gone", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) })
+	h.eventually(t, "its directory is gone", func() bool {
+		_, err := os.Stat(filepath.Join(h.opt.RunDir, "db"))
+		return errors.Is(err, os.ErrNotExist)
+	})
+}
+
+// TestFollowsTheVolume sees VMs that the other host makes and removes.
+func TestFollowsTheVolume(t *testing.T) {
+	h := newHost(t, goodConfig)
+	v := h.format(t)
+	end := h.start(t)
+	c, ctx := h.client(t, "s3cret"), deadline(t)
+	pids := func(names ...string) (p []int) {
+		h.eventually(t, fmt.Sprintf("the VMs are %v", names), func() bool {
+			p = nil
+			list, err := c.VMs(ctx)
+			ok := err == nil && len(list) == len(names)
+			for i := range names {
+				ok = ok && list[i].Name == names[i] && list[i].Live
+				if ok {
+					p = append(p, int(list[i].Epoch))
+				}
+			}
+			return ok
+		})
+		return p
+	}
+	for _, name := range []string{"x", "b"} {
+		if _, err := v.Create(ctx, definition(name, 64)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := pids("b", "x")
+	if err := v.Delete(ctx, "b"); err != nil {
+		t.Fatal(err)
+	}
+	pids("x")
+	// The same name with another identity is another VM: it needs a process of its own.
+	if err := v.Delete(ctx, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.Create(ctx, definition("x", 64)); err != nil {
+		t.Fatal(err)
+	}
+	h.eventually(t, "another process for x", func() bool { return pids("x")[0] != before[1] })
+	last := pids("x")[0]
+	end()
+	if err := syscall.Kill(last, 0); !errors.Is(err, syscall.ESRCH) {
+		t.Errorf("the VM's process outlives the daemon: %v", err)
+	}
+}
+
+func TestCreateRefused(t *testing.T) {
+	h := newHost(t, goodConfig)
+	h.format(t)
+	h.start(t)
+	c, ctx := h.client(t, "s3cret"), deadline(t)
+	h.eventually(t, "the volume is there", func() bool {
+		_, err := c.Create(ctx, definition("first", 300))
+		return err == nil
+	})
+	unknown := map[string]any{"name": "db", "memory_mib": 64, "disk": []string{}}
+	for _, r := range []struct {
+		def    any
+		status int
+		line   string // a part of it
+	}{
+		{definition("big", 2000), 400, `VM "big": memory_mib 2000 is more than this host has (1024 MiB, 300 of them other VMs')`},
+		{definition("big", 725), 400, `VM "big": memory_mib 725 is more than this host has (1024 MiB, 300 of them other VMs')`},
+		{definition("first", 64), 409, `VM "first": name first is taken by VM "first"`},
+		{definition("First", 64), 400, `invalid VM definition`},
+		{definition("neg", -5), 400, `memory_mib -5`},
+		{unknown, 400, `"disk"`},
+		{[]int{1}, 400, ""},
+		{definition("nodisk", 64).Disks, 400, ""},
+	} {
+		_, err := c.Create(ctx, r.def)
+		var e *api.Error
+		if !errors.As(err, &e) || e.Status != r.status || !strings.Contains(e.Line, r.line) {
+			t.Errorf("%v: error %v, want status %d, %q", r.def, err, r.status, r.line)
+		}
+	}
+	if list, err := c.VMs(ctx); err != nil || len(list) != 1 {
+		t.Errorf("there are %d VMs (%v), want 1", len(list), err)
+	}
+}
+
+// TestBrokenVM has a VM whose process ends at once, each time.
+func TestBrokenVM(t *testing.T) {
+	h := newHost(t, goodConfig)
+	v := h.format(t)
+	ctx := deadline(t)
+	if _, err := v.Create(ctx, definition("broken", 64)); err != nil {
+		t.Fatal(err)
+	}
+	h.start(t)
+	c := h.client(t, "s3cret")
+	h.eventually(t, "it has failed for the second time", func() bool { return h.count("starts again in 1s") == 1 })
+	state, err := c.VM(ctx, "broken")
+	if err != nil || state.Role != "failed" || state.Error != "no kernel was found on disk root" {
+		t.Errorf("VM broken: %+v, %v", state, err)
+	}
+	if err := c.Start(ctx, "broken"); err == nil || err.Error() != "VM broken: no kernel was found on disk root" {
+		t.Errorf("starting it: %v", err)
+	}
+}
+
+func TestKeyWithoutPerm(t *testing.T) {
+	h := newHost(t, "")
+	h.opt.Key = "/proc/nowhere/host.key"
+	h.start(t)
+	c := h.client(t, "")
+	state, err := c.Host(deadline(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := hostkey.Load(filepath.Join(h.opt.RunDir, "host.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintf("%x", key.Public().(ed25519.PublicKey)); state.Key != want {
+		t.Errorf("the host's key is %s, and in the run directory is %s", state.Key, want)
+	}
+	if h.count("host key: ") != 1 || h.count("using one that doesn't last") != 1 {
+		t.Errorf("lines %q", h.lines)
+	}
+}

@@ -1,0 +1,194 @@
+package volumecmd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/duet-ft/duet/ftlink/arbiter"
+	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/hvd/volume"
+)
+
+const definition = `{"name": "db", "uuid": "0f0e0d0c-0b0a-4908-8706-050403020100", "memory_mib": 64,
+	"disks": [{"name": "root", "size_bytes": 4194304}]}`
+
+// bench is a directory with a volume of 64 MiB and files.
+type bench struct {
+	t   *testing.T
+	dir string
+}
+
+func newBench(t *testing.T) *bench {
+	b := &bench{t, t.TempDir()}
+	b.write("volume", make([]byte, 64<<20))
+	b.write("db.json", []byte(definition))
+	return b
+}
+
+func (b *bench) path(name string) string { return filepath.Join(b.dir, name) }
+
+func (b *bench) write(name string, content []byte) {
+	b.t.Helper()
+	if err := os.WriteFile(b.path(name), content, 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// run runs a command line; words with a slash in front are files of the bench.
+func (b *bench) run(line string) (string, error) {
+	b.t.Helper()
+	words := strings.Fields(line)
+	for i, w := range words {
+		if name, ok := strings.CutPrefix(w, "/"); ok {
+			words[i] = b.path(name)
+		}
+	}
+	var out bytes.Buffer
+	err := Run(context.Background(), words[0], words[1:], &out, &out)
+	return out.String(), err
+}
+
+// ok runs a command line that must work, and whose output must contain want.
+func (b *bench) ok(line, want string) {
+	b.t.Helper()
+	out, err := b.run(line)
+	if err != nil || !strings.Contains(out, want) {
+		b.t.Fatalf("%s: %v, output %q, want %q", line, err, out, want)
+	}
+}
+
+// fails runs a command line that must fail in one line that contains want.
+func (b *bench) fails(line, want string) {
+	b.t.Helper()
+	out, err := b.run(line)
+	if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+		b.t.Errorf("%s: error %v (output %q), want one line with %q", line, err, out, want)
+	}
+}
+
+func TestVolumeInFile(t *testing.T) {
+	b := newBench(t)
+	b.fails("volume check --file /volume", "not formatted for Duet")
+	b.ok("volume format --file /volume", "is ready")
+	b.fails("volume format --file /volume", "formatted for Duet already")
+	b.ok("volume check --file /volume", "0 VMs, undamaged")
+	b.ok("volume create --file /volume /db.json", "VM db is defined, uuid 0f0e0d0c-0b0a-4908-8706-050403020100")
+	b.fails("volume create --file /volume /db.json", "is taken")
+	b.ok("volume list --file /volume", "db  stopped  64 MiB  verified  0     3")
+	b.ok("volume check --file /volume", "1 VMs, undamaged")
+
+	image := bytes.Repeat([]byte("disk"), 1<<18)
+	b.write("image", image)
+	b.ok("disk import --file /volume db root /image", "is on disk root of VM db, 1 MiB were written")
+	v := b.open()
+	d, err := v.OpenDisk(context.Background(), "db", "root")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4<<20)
+	if err := d.Read(context.Background(), 0, got); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, append(image, make([]byte, 3<<20)...)) {
+		t.Error("the disk doesn't hold the image and zeros")
+	}
+}
+
+// open opens the bench's volume for the rest of the test.
+func (b *bench) open() *volume.Volume {
+	b.t.Helper()
+	f, err := os.OpenFile(b.path("volume"), os.O_RDWR, 0)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	b.t.Cleanup(func() { f.Close() })
+	blocks, err := volume.NewFile(f, 512)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	v, err := volume.Open(context.Background(), blocks)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return v
+}
+
+func TestForeignDataIsKept(t *testing.T) {
+	b := newBench(t)
+	content := make([]byte, 64<<20)
+	copy(content[1<<20:], "somebody's thesis")
+	b.write("volume", content)
+	b.fails("volume format --file /volume", volume.ErrForeign.Error())
+	now, err := os.ReadFile(b.path("volume"))
+	if err != nil || !bytes.Equal(now, content) {
+		t.Errorf("the volume was changed (%v)", err)
+	}
+}
+
+func TestImportRefused(t *testing.T) {
+	b := newBench(t)
+	b.ok("volume format --file /volume", "")
+	b.ok("volume create --file /volume /db.json", "")
+	b.write("empty", nil)
+	b.write("qcow2", []byte("QFI\xfb and so on"))
+	b.write("xz", []byte("\xfd7zXZ\x00"))
+	b.write("large", make([]byte, 4<<20+1))
+	b.write("image", []byte("bytes"))
+	b.fails("disk import --file /volume db root /missing", "no such file")
+	b.fails("disk import --file /volume db root /empty", "is empty")
+	b.fails("disk import --file /volume db root /qcow2", "is a qcow2 file")
+	b.fails("disk import --file /volume db root /xz", "is a xz file")
+	b.fails("disk import --file /volume db root /large", "has 4194305 bytes, more than disk root of VM db (4194304)")
+	b.fails("disk import --file /volume nope root /image", "not found")
+	b.fails("disk import --file /volume db nope /image", "not found")
+
+	v, ctx := b.open(), context.Background()
+	def, err := v.Definition(ctx, "db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := volume.ParseGUID(def.UUID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	solo := pair.Block{VM: pair.UUID(id), Kind: pair.Solo, Epoch: 7, Owner: 1, Nonce: pair.Nonce{Incarnation: 1, N: 1}}
+	if err := v.Blocks().Write(ctx, v.ArbiterLBA(def.Slot), arbiter.Encode(solo, 512)); err != nil {
+		t.Fatal(err)
+	}
+	b.ok("volume list --file /volume", "one host's, epoch 7")
+	b.fails("disk import --file /volume db root /image", "VM db isn't stopped")
+
+	if err := v.Blocks().Write(ctx, v.ArbiterLBA(def.Slot), bytes.Repeat([]byte{1}, 512)); err != nil {
+		t.Fatal(err)
+	}
+	b.ok("volume list --file /volume", "damaged arbiter block")
+	b.fails("volume check --file /volume", "not a valid arbiter block")
+}
+
+func TestUsage(t *testing.T) {
+	b := newBench(t)
+	for line, want := range map[string]string{
+		"volume":                         "",
+		"volume explode --file /v":       "there is no hvd volume explode",
+		"volume list":                    "which volume?",
+		"volume list --portal 192.0.2.1": "which volume?",
+		"volume list --file /volume --portal 192.0.2.1":                     "either --file or --portal",
+		"volume list --file /volume extra":                                  "1 arguments after the flags, expected 0",
+		"volume list --fil /volume":                                         "flag provided but not defined",
+		"disk import --file /volume db":                                     "1 arguments after the flags, expected 3",
+		"volume list --portal 192.0.2.1 --target iqn.2026-01.x:y --lun -1":  "--lun -1",
+		"volume list --portal 192.0.2.1 --target iqn.2026-01.x:y --lun one": "invalid value",
+	} {
+		if _, err := b.run(line); !errors.Is(err, ErrUsage) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v, want wrong use, %q", line, err, want)
+		}
+	}
+	b.fails("volume list --file /missing", "no such file")
+	b.fails("volume list --file /db.json", "db.json")
+	b.fails("volume list --portal 127.0.0.1:1 --target iqn.2026-01.x:y", "127.0.0.1:1")
+}
