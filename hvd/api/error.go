@@ -57,7 +57,7 @@ func ReadError(r *http.Response) *Error {
 func OneLine(s string) string {
 	s = strings.ToValidUTF8(s, "?")
 	if len(s) > maxLine {
-		s = strings.ToValidUTF8(s[:maxLine], "") + "..."
+		s = strings.ToValidUTF8(s[:maxLine-3], "") + "..."
 	}
 	return strings.TrimSpace(strings.Map(func(r rune) rune {
 		if r < ' ' || r >= 0x7f && r < 0xa0 {

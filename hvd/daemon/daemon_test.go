@@ -16,6 +16,8 @@ import (
 	"github.com/duet-ft/duet/ftlink/arbiter"
 	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/daemon/journal"
+	"github.com/duet-ft/duet/hvd/daemon/supervise"
 	"github.com/duet-ft/duet/hvd/hostkey"
 	"github.com/duet-ft/duet/hvd/volume"
 	"github.com/google/go-cmp/cmp"
@@ -73,7 +75,7 @@ func TestLife(t *testing.T) {
 		t.Error("shutdown: no error although the process died")
 	}
 	h.eventually(t, "VM db runs again", func() bool { return runs() && state.Epoch != first })
-	if h.count("VM db: process ended (exit status 3), starts again at once; its last words: this VM crashes") != 1 ||
+	if h.count("VM db: process ended (exit status 3), starts again at once") != 1 ||
 		h.count("vm db: this VM crashes") != 1 {
 		t.Errorf("the crash isn't told: %q", h.lines)
 	}
@@ -275,6 +277,43 @@ func TestBrokenVM(t *testing.T) {
 	}
 	if err := c.Start(ctx, "broken"); err == nil || err.Error() != "VM broken: no kernel was found on disk root" {
 		t.Errorf("starting it: %v", err)
+	}
+}
+
+// TestSameFaultIsToldOnce repeats a fault until the journal would fill with it.
+func TestSameFaultIsToldOnce(t *testing.T) {
+	events := journal.Memory()
+	f := &fleet{d: &instance{opt: Options{Log: func(string) {}}, events: events, said: map[string]string{}}}
+	v := &vm{name: "db"}
+	end := func(last string, again time.Duration) {
+		f.changed(v, supervise.Change{Running: true, PID: 1})
+		f.changed(v, supervise.Change{Reason: "exit status 1", Last: last, Again: again})
+	}
+	for i, c := range []struct {
+		last  string
+		again time.Duration
+		total int // events after it
+	}{
+		{"x", 0, 2},
+		{"x", time.Second, 4},
+		{"x", 8 * time.Second, 6},
+		{"x", 16 * time.Second, 7},
+		{"x", 30 * time.Second, 7},
+		{"x", 30 * time.Second, 7},
+		{"y", 30 * time.Second, 8},
+		{"y", 30 * time.Second, 9},
+		{"y", 0, 10},
+		{"y", time.Second, 12},
+	} {
+		end(c.last, c.again)
+		if n := len(events.List()); n != c.total {
+			t.Fatalf("%d events after end %d (%q, pause %v), want %d", n, i, c.last, c.again, c.total)
+		}
+	}
+	f.changed(v, supervise.Change{Running: true, PID: 1})
+	f.changed(v, supervise.Change{Reason: "exit status 0", Final: true})
+	if n := len(events.List()); n != 14 {
+		t.Errorf("%d events after the last end, want 14", n)
 	}
 }
 

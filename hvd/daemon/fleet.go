@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/daemon/supervise"
 	"github.com/duet-ft/duet/hvd/daemon/vmsock"
 	"github.com/duet-ft/duet/hvd/volume"
@@ -40,6 +41,7 @@ type vm struct {
 	mu    sync.Mutex
 	state supervise.Change // the process' last change
 	fault string           // why it ended last time
+	quiet bool             // it ends by the same fault again and again
 }
 
 func newFleet(d *instance) *fleet { return &fleet{d: d, vms: map[string]*vm{}} }
@@ -132,18 +134,25 @@ func prepare(dir string) error {
 	return nil
 }
 
+// quietFrom is the pause from which on a process that ends by the same fault again and again isn't told about any more:
+// it would push everything else out of the journal.
+const quietFrom = 8 * time.Second
+
 func (f *fleet) changed(v *vm, c supervise.Change) {
-	fault := c.Reason
-	if c.Last != "" {
-		fault = c.Last
-	}
 	v.mu.Lock()
 	v.state = c
 	if !c.Running && !c.Final {
+		fault := c.Reason
+		if c.Last != "" {
+			fault = c.Last
+		}
+		v.quiet = fault == v.fault && c.Again > quietFrom
 		v.fault = fault
 	}
+	quiet := v.quiet && !c.Final
 	v.mu.Unlock()
 	switch {
+	case quiet:
 	case c.Running:
 		f.d.event(v.name, fmt.Sprintf("process %d started", c.PID))
 	case c.Final:
@@ -154,10 +163,12 @@ func (f *fleet) changed(v *vm, c supervise.Change) {
 			when = "in " + c.Again.Round(time.Second).String()
 		}
 		line := "process ended (" + c.Reason + "), starts again " + when
+		// The log has the process' last words already, in a line of their own.
+		f.d.log("VM " + v.name + ": " + line)
 		if c.Last != "" {
 			line += "; its last words: " + c.Last
 		}
-		f.d.event(v.name, line)
+		f.d.keep(api.Event{At: time.Now(), VM: v.name, What: line})
 	}
 }
 

@@ -73,6 +73,13 @@ func New(size uint64) (*Memory, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map %d bytes of guest memory: %w", size, err)
 	}
+	// A kernel that gathers pages into huge ones takes them from the guest for a
+	// moment, and KVM logs pages that come back as written (see hvd/kvm's
+	// PreFault). A kernel without huge pages doesn't know the advice.
+	if err := unix.Madvise(b, unix.MADV_NOHUGEPAGE); err != nil && !errors.Is(err, unix.EINVAL) {
+		unix.Munmap(b)
+		return nil, fmt.Errorf("advise on %d bytes of guest memory: %w", size, err)
+	}
 	pages := size / PageSize
 	return &Memory{b: b, low: min(size, LowMax), dirty: make([]uint64, (pages+63)/64)}, nil
 }

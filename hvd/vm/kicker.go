@@ -14,6 +14,7 @@ type kicker struct {
 
 	running atomic.Bool
 	due     atomic.Int64 // host time (UnixNano) since when an input is due; 0: none known
+	entered atomic.Int64 // host time when the guest was entered
 	asked   atomic.Int64 // since when somebody wants the loop (UnixNano); 0: nobody
 	kicked  atomic.Bool  // Kick was called for this run
 	stop    chan struct{}
@@ -43,9 +44,16 @@ func (k *kicker) ring() {
 	}
 }
 
-// enter is called before the guest runs; due is when the next timer is due.
+// enter is called before the guest runs; due is when the next timer is due. A
+// guest that makes exits gets what is overdue there, so only the time since the
+// last exit counts.
 func (k *kicker) enter(due time.Time) {
+	now := time.Now()
+	if due.Before(now) {
+		due = now
+	}
 	k.due.Store(due.UnixNano())
+	k.entered.Store(now.UnixNano())
 	k.kicked.Store(false)
 	if !k.running.Swap(true) {
 		k.ring()
@@ -77,14 +85,14 @@ func (k *kicker) watch(e *Engine) {
 		case <-timer.C:
 		case <-k.asleep:
 		}
-		since := time.Unix(0, k.due.Load())
-		if t, ok := e.inbox.waiting(); ok && t.Before(since) {
-			since = t
+		since := k.due.Load()
+		if t, ok := e.inbox.waiting(); ok {
+			since = min(since, t.UnixNano())
 		}
-		if t := k.asked.Load(); t != 0 && t < since.UnixNano() {
-			since = time.Unix(0, t)
+		if t := k.asked.Load(); t != 0 {
+			since = min(since, t)
 		}
-		late := time.Since(since)
+		late := time.Duration(time.Now().UnixNano() - max(since, k.entered.Load()))
 		if late >= e.cfg.StopAfter {
 			k.m.RequestStop()
 		}
