@@ -198,6 +198,9 @@ func (m *Machine) LogDirty(on bool) error {
 // Track prepares an empty machine for following a log: pages written are
 // logged, and no other ones are.
 func (m *Machine) Track() error {
+	if err := m.Memory.Populate(); err != nil {
+		return err
+	}
 	if err := m.LogDirty(true); err != nil {
 		return err
 	}

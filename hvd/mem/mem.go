@@ -84,6 +84,15 @@ func New(size uint64) (*Memory, error) {
 	return &Memory{b: b, low: min(size, LowMax), dirty: make([]uint64, (pages+63)/64)}, nil
 }
 
+// Populate allocates all of the memory now. A page that was only read is the
+// kernel's shared zero page, which goes away under KVM at the first write.
+func (m *Memory) Populate() error {
+	if err := unix.Madvise(m.b, unix.MADV_POPULATE_WRITE); err != nil {
+		return fmt.Errorf("allocate %d bytes of guest memory: %w", len(m.b), err)
+	}
+	return nil
+}
+
 // Close unmaps the memory. Nothing may use it afterwards, the virtual CPU
 // included.
 func (m *Memory) Close() error {
