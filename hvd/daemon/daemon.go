@@ -94,12 +94,13 @@ type Login struct {
 // Store is a volume that is logged in to.
 type Store struct {
 	Blocks volume.Blocks
-	// Close logs out.
-	Close func() error
+	// Join makes the session one of those that may write, as the VMs' sessions reserve the volume. It is called once
+	// the volume has turned out to be Duet's. warning is what the volume lacks, one line, or empty.
+	Join func(ctx context.Context) (warning string, err error)
 	// Gone says that the session is closed for good and another login is needed.
 	Gone func() bool
-	// Warning is what the volume lacks, one line, or empty.
-	Warning string
+	// Close logs out.
+	Close func() error
 }
 
 func (o *Options) defaults() {

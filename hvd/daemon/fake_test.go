@@ -135,7 +135,13 @@ func newHost(t *testing.T, config string) *host {
 		},
 		Hardware: func() (Hardware, error) { return Hardware{MemoryMiB: 1024, Locator: "trap"}, nil },
 		Open: func(_ context.Context, l Login) (Store, error) {
-			return Store{Blocks: h.mem.Session(l.Host), Close: func() error { return nil }, Gone: func() bool { return false }}, nil
+			s := h.mem.Session(l.Host)
+			return Store{
+				Blocks: s,
+				Join:   func(ctx context.Context) (string, error) { return "", s.Join(ctx) },
+				Gone:   func() bool { return false },
+				Close:  func() error { return nil },
+			}, nil
 		},
 		Poll: 20 * time.Millisecond, Retry: 20 * time.Millisecond,
 	}

@@ -83,7 +83,7 @@ func TestWhatIsMissing(t *testing.T) {
 				open := h.opt.Open
 				h.opt.Open = func(ctx context.Context, l Login) (Store, error) {
 					s, err := open(ctx, l)
-					s.Warning = "the volume's target has no persistent reservations"
+					s.Join = func(context.Context) (string, error) { return "the volume's target has no persistent reservations", nil }
 					return s, err
 				}
 			},
@@ -130,6 +130,37 @@ func TestWhatIsMissing(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestForeignVolumeIsLeftAlone expects no reservation on a volume that isn't Duet's, and that the daemon goes on once it
+// is.
+func TestForeignVolumeIsLeftAlone(t *testing.T) {
+	h := newHost(t, goodConfig)
+	h.start(t)
+	c, ctx := h.client(t, "s3cret"), deadline(t)
+	state := func() string {
+		s, err := c.Host(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.Volume
+	}
+	h.eventually(t, "the volume is refused", func() bool { return strings.Contains(state(), volume.ErrNotDuet.Error()) })
+	registered := func() int {
+		list, _, err := h.mem.Session("tool").Registrations(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(list)
+	}
+	if n := registered(); n != 0 {
+		t.Errorf("%d sessions registered on a volume that isn't Duet's", n)
+	}
+	h.format(t)
+	h.eventually(t, "the volume is there", func() bool { return state() == "ok" })
+	if n := registered(); n != 1 {
+		t.Errorf("%d sessions are registered, want the daemon's", n)
 	}
 }
 

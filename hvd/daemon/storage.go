@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/duet-ft/duet/hvd/api"
@@ -15,35 +16,46 @@ import (
 // maxOffline is how long the daemon's own commands wait for a lost target: the API should answer meanwhile.
 const maxOffline = 10 * time.Second
 
-// login opens the daemon's own session. It joins those that may write: the VMs' sessions reserve the volume, and the
-// daemon changes definitions.
+// login opens the daemon's own session.
 func login(ctx context.Context, l Login) (Store, error) {
-	var st Store
+	// joined is set before the session is used by more than one goroutine, and read when it has to log in again.
+	var joined atomic.Bool
+	join := func(ctx context.Context, s *iscsi.Session) (warning string, err error) {
+		err = s.Join(ctx)
+		if errors.Is(err, iscsi.ErrUnsupported) {
+			return "the volume's target has no persistent reservations, so no VM can be protected", nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("persistent reservation: %w", err)
+		}
+		return "", nil
+	}
 	s, err := iscsi.Dial(ctx, iscsi.Config{
 		Portal: l.Volume.Portal, Target: l.Volume.Target, LUN: uint64(l.Volume.LUN),
 		Initiator: nexus.Initiator(l.Host), ISID: nexus.ISID(nexus.Daemon),
 		User: l.Volume.User, Secret: l.Volume.Secret,
 		HeaderDigest: true, DataDigest: true, MaxOffline: maxOffline,
 		OnReconnect: func(ctx context.Context, s *iscsi.Session) error {
-			if err := s.Join(ctx); !errors.Is(err, iscsi.ErrUnsupported) {
-				return err
+			if !joined.Load() {
+				return nil
 			}
-			return nil
+			_, err := join(ctx, s) // the target may have forgotten it
+			return err
 		},
 		Notify: l.Notify,
 	})
 	if err != nil {
-		return st, err
+		return Store{}, err
 	}
-	if err := s.Join(ctx); errors.Is(err, iscsi.ErrUnsupported) {
-		st.Warning = "the volume's target has no persistent reservations, so no VM can be protected"
-	} else if err != nil {
-		s.Close()
-		return st, fmt.Errorf("persistent reservation: %w", err)
-	}
-	st.Blocks, st.Close = s, s.Close
-	st.Gone = func() bool { return errors.Is(s.Err(), iscsi.ErrClosed) }
-	return st, nil
+	return Store{
+		Blocks: s,
+		Join: func(ctx context.Context) (string, error) {
+			joined.Store(true)
+			return join(ctx, s)
+		},
+		Gone:  func() bool { return errors.Is(s.Err(), iscsi.ErrClosed) },
+		Close: s.Close,
+	}, nil
 }
 
 // keepVolume logs in, opens the volume and watches it, and begins anew when that fails.
@@ -59,37 +71,39 @@ func (d *instance) keepVolume(ctx context.Context) {
 		return
 	}
 	for ctx.Err() == nil {
-		store, v, err := d.open(ctx)
+		store, v, warning, err := d.open(ctx)
 		if err != nil {
 			d.setVolume(nil, "no volume: "+api.OneLine(err.Error()), "")
 			sleep(ctx, d.opt.Retry, nil)
 			continue
 		}
-		d.setVolume(v, "ok", store.Warning)
-		d.watch(ctx, store, v)
+		d.setVolume(v, "ok", warning)
+		d.watch(ctx, store, v, warning)
 		d.setVolume(nil, "no volume: the session was closed", "")
 		store.Close()
 	}
 }
 
-func (d *instance) open(ctx context.Context) (Store, *volume.Volume, error) {
-	store, err := d.opt.Open(ctx, Login{*d.cfg.Volume, d.cfg.Name, func(line string) { d.log("volume: " + line) }})
+// open logs in and opens the volume. Only one that is Duet's is joined: a reservation would keep others from theirs.
+func (d *instance) open(ctx context.Context) (store Store, v *volume.Volume, warning string, err error) {
+	store, err = d.opt.Open(ctx, Login{*d.cfg.Volume, d.cfg.Name, func(line string) { d.log("volume: " + line) }})
 	if err != nil {
-		return store, nil, err
+		return store, nil, "", err
 	}
-	v, err := volume.Open(ctx, store.Blocks)
+	if v, err = volume.Open(ctx, store.Blocks); errors.Is(err, volume.ErrNotDuet) {
+		err = fmt.Errorf("%w; if it's meant for Duet, make it so: hvd volume format", err)
+	}
 	if err == nil {
-		return store, v, nil
+		warning, err = store.Join(ctx)
 	}
-	store.Close()
-	if errors.Is(err, volume.ErrNotDuet) {
-		err = fmt.Errorf("%w; if it's meant for Duet and empty, do so: hvd volume format", err)
+	if err != nil {
+		store.Close()
 	}
-	return store, nil, err
+	return store, v, warning, err
 }
 
 // watch carries out what the definitions say, until ctx ends or the session is closed.
-func (d *instance) watch(ctx context.Context, store Store, v *volume.Volume) {
+func (d *instance) watch(ctx context.Context, store Store, v *volume.Volume, warning string) {
 	for {
 		state := "ok"
 		if err := d.refresh(ctx, v); err != nil {
@@ -98,7 +112,7 @@ func (d *instance) watch(ctx context.Context, store Store, v *volume.Volume) {
 		if ctx.Err() != nil || store.Gone() {
 			return
 		}
-		d.setVolume(v, state, store.Warning)
+		d.setVolume(v, state, warning)
 		if !sleep(ctx, d.opt.Poll, d.wake) {
 			return
 		}

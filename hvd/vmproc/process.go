@@ -37,6 +37,7 @@ import (
 	"hash/fnv"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -60,6 +61,10 @@ type Options struct {
 	KeyFile    string // path of host.key
 	RunDir     string // for this VM's sockets
 }
+
+// minProcs is the least number of Go processors: the guest's thread, the
+// kicker, the protocol's loop and the link.
+const minProcs = 4
 
 // restartMarker is a file in RunDir: the guest asked for a reset, so the next
 // process starts it.
@@ -103,6 +108,10 @@ type Process struct {
 
 // Main runs the process until ctx ends or the copy's life does.
 func Main(ctx context.Context, opt Options) error {
+	// The thread that runs the guest holds one of Go's processors while it is in
+	// the kernel, until the runtime's monitor takes it away, up to 10 ms later.
+	// On a small host there would be none left to answer the peer with.
+	runtime.GOMAXPROCS(max(minProcs, runtime.NumCPU()+1))
 	p := &Process{opt: opt, inputs: make(chan pair.Input, 1024), later: make(chan func(context.Context), 16), begun: time.Now()}
 	defer p.close()
 	if err := p.open(ctx); err != nil {
