@@ -5,7 +5,7 @@
 //
 // hvd/daemon serves it to the world over TLS, with a token; hvd/vmproc, the
 // process of one VM, serves the part about its VM to the daemon on a Unix
-// socket, without. Clients are the command line, the demo and tests. It
+// socket, without. The command line, the demo and tests ask by a Client. It
 // imports nothing of ours.
 //
 // # Resources

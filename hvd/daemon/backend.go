@@ -26,8 +26,9 @@ const (
 func (d *instance) Host(context.Context) api.Host {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	volume := d.storage()
 	h := api.Host{
-		Name: d.name, Version: d.opt.Version, KVM: d.kvm, Volume: d.volState, Locator: d.hardware.Locator,
+		Name: d.name, Version: d.opt.Version, KVM: d.kvm, Volume: volume, Locator: d.hardware.Locator,
 		Key: hex.EncodeToString(d.publicKey()),
 	}
 	peer := ""
@@ -37,7 +38,7 @@ func (d *instance) Host(context.Context) api.Host {
 		peer = "no peer: host.json names none"
 	}
 	state := func(s string) string { return strings.TrimSuffix(s, "ok") }
-	for _, t := range []string{d.problem, d.keyProblem, state(d.kvm), state(d.volState), d.warning, peer} {
+	for _, t := range []string{d.problem, d.keyProblem, state(d.kvm), state(volume), d.warning, peer} {
 		if t != "" {
 			h.Trouble = t
 			break

@@ -97,8 +97,9 @@ type Store struct {
 	// Join makes the session one of those that may write, as the VMs' sessions reserve the volume. It is called once
 	// the volume has turned out to be Duet's. warning is what the volume lacks, one line, or empty.
 	Join func(ctx context.Context) (warning string, err error)
-	// Gone says that the session is closed for good and another login is needed.
-	Gone func() bool
+	// Err tells why the volume can't be reached right now, or nil. It wraps iscsi.ErrClosed once the session is closed
+	// for good and another login is needed.
+	Err func() error
 	// Close logs out.
 	Close func() error
 }

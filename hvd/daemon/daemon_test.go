@@ -40,6 +40,7 @@ func definition(name string, memory int) volume.Definition {
 func TestLife(t *testing.T) {
 	h := newHost(t, goodConfig)
 	v := h.format(t)
+	h.join(t)
 	h.start(t)
 	c, ctx := h.client(t, "s3cret"), deadline(t)
 	h.eventually(t, "no VMs", func() bool {
@@ -183,6 +184,7 @@ func remove(t *testing.T, h *host, c *api.Client, v *volume.Volume, pid int) {
 func TestFollowsTheVolume(t *testing.T) {
 	h := newHost(t, goodConfig)
 	v := h.format(t)
+	h.join(t)
 	end := h.start(t)
 	c, ctx := h.client(t, "s3cret"), deadline(t)
 	pids := func(names ...string) (p []int) {

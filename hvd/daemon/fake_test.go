@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,6 +95,9 @@ type host struct {
 	addr chan string // of each listener that is opened
 	mem  *volume.Memory
 
+	// offline is what the session says about itself, nil being online.
+	offline atomic.Pointer[error]
+
 	mu    sync.Mutex
 	lines []string
 	news  chan struct{}
@@ -139,13 +143,21 @@ func newHost(t *testing.T, config string) *host {
 			return Store{
 				Blocks: s,
 				Join:   func(ctx context.Context) (string, error) { return "", s.Join(ctx) },
-				Gone:   func() bool { return false },
+				Err:    func() error { return h.err() },
 				Close:  func() error { return nil },
 			}, nil
 		},
 		Poll: 20 * time.Millisecond, Retry: 20 * time.Millisecond,
 	}
 	return h
+}
+
+// err is why the session is offline, or nil.
+func (h *host) err() error {
+	if e := h.offline.Load(); e != nil {
+		return *e
+	}
+	return nil
 }
 
 func (h *host) write(t *testing.T, config string) {
@@ -189,6 +201,14 @@ func (h *host) format(t *testing.T) *volume.Volume {
 		t.Fatal(err)
 	}
 	return v
+}
+
+// join lets the tool's session write beside the daemon's.
+func (h *host) join(t *testing.T) {
+	t.Helper()
+	if err := h.mem.Session("tool").Join(context.Background()); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // start runs the daemon until the test ends, or end is called.

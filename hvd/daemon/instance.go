@@ -49,7 +49,8 @@ type instance struct {
 	hardware Hardware
 	kvm      string // "ok", or what is wrong
 	volume   *volume.Volume
-	volState string // "ok", or what is wrong
+	volState string       // "ok", or what is wrong
+	online   func() error // of the session, see Store.Err
 	warning  string // what the volume lacks
 	seen     bool   // the definitions have been read
 }

@@ -83,7 +83,9 @@ func TestWhatIsMissing(t *testing.T) {
 				open := h.opt.Open
 				h.opt.Open = func(ctx context.Context, l Login) (Store, error) {
 					s, err := open(ctx, l)
-					s.Join = func(context.Context) (string, error) { return "the volume's target has no persistent reservations", nil }
+					s.Join = func(context.Context) (string, error) {
+						return "the volume's target has no persistent reservations", nil
+					}
 					return s, err
 				}
 			},
@@ -162,6 +164,40 @@ func TestForeignVolumeIsLeftAlone(t *testing.T) {
 	if n := registered(); n != 1 {
 		t.Errorf("%d sessions are registered, want the daemon's", n)
 	}
+}
+
+// TestSessionLost loses the target for a while, and then the session for good.
+func TestSessionLost(t *testing.T) {
+	h := newHost(t, goodConfig)
+	h.format(t)
+	logins := make(chan struct{}, 10)
+	open := h.opt.Open
+	h.opt.Open = func(ctx context.Context, l Login) (Store, error) {
+		logins <- struct{}{}
+		return open(ctx, l)
+	}
+	h.start(t)
+	c, ctx := h.client(t, "s3cret"), deadline(t)
+	is := func(line string) {
+		t.Helper()
+		h.eventually(t, "the state is "+line, func() bool {
+			s, err := c.Host(ctx)
+			return err == nil && s.Volume == line
+		})
+	}
+	is("ok")
+	lost := errors.New("connection lost")
+	h.offline.Store(&lost)
+	is("no volume: connection lost")
+	h.offline.Store(nil)
+	is("ok")
+	if len(logins) != 1 {
+		t.Errorf("%d logins, want 1: a session gets over it by itself", len(logins))
+	}
+	h.offline.Store(&iscsi.ErrClosed)
+	h.eventually(t, "another login", func() bool { return len(logins) > 1 })
+	h.offline.Store(nil)
+	is("ok")
 }
 
 // TestVMThatThisHostCannotRun expects reasons, and a start once KVM is there.

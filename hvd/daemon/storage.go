@@ -53,7 +53,7 @@ func login(ctx context.Context, l Login) (Store, error) {
 			joined.Store(true)
 			return join(ctx, s)
 		},
-		Gone:  func() bool { return errors.Is(s.Err(), iscsi.ErrClosed) },
+		Err:   s.Err,
 		Close: s.Close,
 	}, nil
 }
@@ -77,9 +77,14 @@ func (d *instance) keepVolume(ctx context.Context) {
 			sleep(ctx, d.opt.Retry, nil)
 			continue
 		}
+		d.mu.Lock()
+		d.online = store.Err
+		d.mu.Unlock()
 		d.setVolume(v, "ok", warning)
 		d.watch(ctx, store, v, warning)
-		d.setVolume(nil, "no volume: the session was closed", "")
+		if ctx.Err() == nil {
+			d.setVolume(nil, "no volume: the session was closed", "")
+		}
 		store.Close()
 	}
 }
@@ -109,7 +114,7 @@ func (d *instance) watch(ctx context.Context, store Store, v *volume.Volume, war
 		if err := d.refresh(ctx, v); err != nil {
 			state = "no volume: " + api.OneLine(err.Error())
 		}
-		if ctx.Err() != nil || store.Gone() {
+		if ctx.Err() != nil || errors.Is(store.Err(), iscsi.ErrClosed) {
 			return
 		}
 		d.setVolume(v, state, warning)
@@ -148,6 +153,17 @@ func (d *instance) setVolume(v *volume.Volume, state, warning string) {
 	if warning != "" {
 		d.say("warning", warning)
 	}
+}
+
+// storage returns the state of the volume: "ok", or what is wrong, also when the session has just lost its target and
+// nothing has failed yet. d.mu is held.
+func (d *instance) storage() string {
+	if d.volState == "ok" && d.online != nil {
+		if err := d.online(); err != nil {
+			return "no volume: " + api.OneLine(err.Error())
+		}
+	}
+	return d.volState
 }
 
 // opened returns the volume, or why there is none.

@@ -42,7 +42,7 @@ func (e *Engine) Live(ctx context.Context) error {
 			continue
 		}
 		e.throttle(ctx)
-		if err := e.run(); err != nil {
+		if err := e.run(ctx); err != nil {
 			return err
 		}
 	}
@@ -104,7 +104,7 @@ func (e *Engine) input(in event.Entry) error {
 }
 
 // run enters the guest once.
-func (e *Engine) run() error {
+func (e *Engine) run(ctx context.Context) error {
 	due := time.Now().Add(time.Hour)
 	if deadline, armed := e.m.Deadline(); armed {
 		due = e.clock.host(deadline)
@@ -120,7 +120,7 @@ func (e *Engine) run() error {
 		effects = e.m.TakeEffects()
 	}
 	if err != nil {
-		return e.final(err)
+		return e.final(ctx, err)
 	}
 	e.Stats.ran(e.m)
 	e.lastTrap = exit.Kind == lockstep.Trapped
@@ -132,8 +132,9 @@ func (e *Engine) run() error {
 	return e.effects(effects, lsn)
 }
 
-// final lets out what the guest did before it ended.
-func (e *Engine) final(cause error) error {
+// final lets out what the guest did before it ended, which may take a
+// secondary's acknowledgement, and returns cause.
+func (e *Engine) final(ctx context.Context, cause error) error {
 	if e.primary != nil {
 		if err := e.effects(e.m.TakeEffects(), e.primary.Mark()); err != nil {
 			return errors.Join(cause, err)
@@ -142,7 +143,22 @@ func (e *Engine) final(cause error) error {
 			return errors.Join(cause, err)
 		}
 	}
+	for ctx.Err() == nil && e.held() > 0 {
+		select {
+		case <-ctx.Done():
+		case <-e.lag.bell:
+		case <-e.inbox.bell:
+			e.commands()
+		}
+	}
 	return cause
+}
+
+// held is the number of effects that wait to be let out.
+func (e *Engine) held() int {
+	e.gateMu.Lock()
+	defer e.gateMu.Unlock()
+	return e.gate.Held()
 }
 
 // interrupted makes a position of where the host stopped the guest.

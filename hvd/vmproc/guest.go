@@ -170,8 +170,11 @@ func (p *Process) boot(ctx context.Context) {
 	go func() {
 		g, err := p.load(ctx)
 		p.later <- func(outer context.Context) {
+			halted := ctx.Err() != nil
+			cancel()
+			p.booting = nil
 			switch {
-			case ctx.Err() != nil: // halted meanwhile
+			case halted: // meanwhile
 				if g != nil {
 					g.destroy()
 				}
@@ -186,6 +189,9 @@ func (p *Process) boot(ctx context.Context) {
 				p.openNetwork(g)
 				p.live(outer, g)
 				go p.announce(outer)
+				if seed := p.toSeed; seed != nil {
+					p.startSeed(outer, *seed)
+				}
 			}
 		}
 	}()

@@ -181,7 +181,7 @@ func (p *Process) announce(ctx context.Context) {
 // halt destroys the copy. One that was live takes the process with it.
 func (p *Process) halt() {
 	if p.booting != nil {
-		p.booting()
+		p.booting() // what it makes is destroyed as it arrives
 	}
 	g := p.guest
 	if g == nil {
@@ -259,6 +259,7 @@ func (h seedHeader) encode() []byte {
 
 // endSeed ends a state transfer and the log behind it, on either side.
 func (p *Process) endSeed(ctx context.Context) {
+	p.toSeed = nil
 	p.mu.Lock()
 	conn, in := p.conn, p.incoming
 	p.incoming = nil

@@ -88,6 +88,7 @@ type Process struct {
 	begun   time.Time
 	ending  bool               // the loop ends after this step
 	booting context.CancelFunc // stops a boot under way, or nil
+	toSeed  *pair.Seed         // a state transfer that waits for the boot
 
 	mu       sync.Mutex
 	conn     *session.Conn

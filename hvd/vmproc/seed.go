@@ -103,6 +103,11 @@ func (s *sender) log(lsn uint64, batch []byte) {
 
 // startSeed sends the live guest's state to the peer.
 func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
+	p.toSeed = nil
+	if p.booting != nil {
+		p.toSeed = &seed // once there is something to send
+		return
+	}
 	g := p.guest
 	p.mu.Lock()
 	conn := p.conn
