@@ -37,6 +37,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -205,12 +206,19 @@ func (m *Machine) Track() error {
 		return err
 	}
 	for _, r := range m.Memory.Regions() {
-		if err := m.cpu.PreFault(r.Guest, r.Size); err != nil {
-			return err
+		for at := uint64(0); at < r.Size; at += trackPiece {
+			if err := m.cpu.PreFault(r.Guest+at, min(trackPiece, r.Size-at)); err != nil {
+				return err
+			}
+			runtime.Gosched()
 		}
 	}
 	return nil
 }
+
+// trackPiece is how much memory Track maps at once, in bytes: a small host has
+// other work meanwhile.
+const trackPiece = 4 << 20
 
 // collect merges all pages written so far into m.dirty.
 func (m *Machine) collect() error {

@@ -30,6 +30,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,12 +87,21 @@ func New(size uint64) (*Memory, error) {
 
 // Populate allocates all of the memory now. A page that was only read is the
 // kernel's shared zero page, which goes away under KVM at the first write.
+//
+// It goes piece by piece, so that a small host does its other work meanwhile.
 func (m *Memory) Populate() error {
-	if err := unix.Madvise(m.b, unix.MADV_POPULATE_WRITE); err != nil {
-		return fmt.Errorf("allocate %d bytes of guest memory: %w", len(m.b), err)
+	for at := 0; at < len(m.b); at += populatePiece {
+		piece := m.b[at:min(at+populatePiece, len(m.b))]
+		if err := unix.Madvise(piece, unix.MADV_POPULATE_WRITE); err != nil {
+			return fmt.Errorf("allocate %d bytes of guest memory: %w", len(m.b), err)
+		}
+		runtime.Gosched()
 	}
 	return nil
 }
+
+// populatePiece is how much memory is allocated at once, in bytes.
+const populatePiece = 4 << 20
 
 // Close unmaps the memory. Nothing may use it afterwards, the virtual CPU
 // included.

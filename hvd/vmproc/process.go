@@ -51,6 +51,7 @@ import (
 	"github.com/duet-ft/duet/hvd/iscsi"
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/nexus"
+	"github.com/duet-ft/duet/hvd/vcpu"
 	"github.com/duet-ft/duet/hvd/volume"
 )
 
@@ -65,6 +66,11 @@ type Options struct {
 // minProcs is the least number of Go processors: the guest's thread, the
 // kicker, the protocol's loop and the link.
 const minProcs = 4
+
+// emulatedSuspect is after how many missed heartbeats a peer is suspected on a
+// host that QEMU emulates on a shared core: it stalls for longer than three now
+// and then, with nothing wrong.
+const emulatedSuspect = 10
 
 // restartMarker is a file in RunDir: the guest asked for a reset, so the next
 // process starts it.
@@ -255,9 +261,11 @@ func (p *Process) openPair() error {
 		return err
 	}
 	incarnation := binary.LittleEndian.Uint64(seed[:]) | 1
-	p.pair, err = pair.New(pair.Config{
-		Self: hostID(self), Peer: hostID(peer.Key), VM: uuid, Level: level,
-	}, incarnation)
+	cfg := pair.Config{Self: hostID(self), Peer: hostID(peer.Key), VM: uuid, Level: level}
+	if vcpu.UnderTCG() {
+		cfg.SuspectAfter = emulatedSuspect
+	}
+	p.pair, err = pair.New(cfg, incarnation)
 	if err != nil {
 		return err
 	}
