@@ -117,24 +117,32 @@ func (e *Engine) flush(now bool) error {
 	return nil
 }
 
-// throttle slows the guest down while its secondary lags.
+// throttle slows the guest down while its secondary lags: now and then the
+// guest stands still, for longer the further the secondary is behind, at most
+// five sixths of the time. An acknowledgement ends it.
 func (e *Engine) throttle(ctx context.Context) {
 	if e.primary == nil {
 		return
 	}
-	lag := e.lag.now()
-	if lag <= e.cfg.MaxLag {
+	excess := e.lag.now() - e.cfg.MaxLag
+	if excess <= 0 || time.Since(e.throttled) < throttleEvery {
 		return
 	}
 	e.Stats.Throttled.Add(1)
-	timer := time.NewTimer(min(lag/10, 20*time.Millisecond))
+	timer := time.NewTimer(min(excess/4, maxThrottle))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 	case <-timer.C:
 	case <-e.lag.bell:
 	}
+	e.throttled = time.Now()
 }
+
+const (
+	throttleEvery = 10 * time.Millisecond // the guest runs at least so long between two stops
+	maxThrottle   = 50 * time.Millisecond
+)
 
 // Lag is how long ago the primary made what the secondary hasn't executed yet.
 func (e *Engine) Lag() time.Duration { return e.lag.now() }

@@ -91,16 +91,17 @@ type Engine struct {
 	do    chan func()
 
 	// Of a primary; owned by the loop but for what gateMu guards.
-	primary  *lockstep.Primary[board.Effect]
-	send     func(lsn uint64, batch []byte)
-	flushed  time.Time
-	marked   time.Time
-	urgent   bool // an effect waits for the log
-	lastTrap bool // the last exit was a counted trap
-	gateMu   sync.Mutex
-	gate     lockstep.Gate[timed]
-	lag      lagMeter
-	ended    chan error // the guest's own end, once it was let out
+	primary   *lockstep.Primary[board.Effect]
+	send      func(lsn uint64, batch []byte)
+	flushed   time.Time
+	marked    time.Time
+	throttled time.Time // when the guest last stood still for its secondary
+	urgent    bool      // an effect waits for the log
+	lastTrap  bool      // the last exit was a counted trap
+	gateMu    sync.Mutex
+	gate      lockstep.Gate[timed]
+	lag       lagMeter
+	ended     chan error // the guest's own end, once it was let out
 
 	// Of a secondary.
 	feed feed

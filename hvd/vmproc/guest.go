@@ -71,6 +71,7 @@ func (p *Process) engineConfig() vm.Config {
 	}
 	if vcpu.UnderTCG() {
 		c.Window, c.StopAfter, c.KickAfter = 2*time.Millisecond, 4*time.Millisecond, 20*time.Millisecond
+		c.MaxLag = time.Second
 	}
 	return c
 }
