@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
@@ -95,6 +96,10 @@ func (f *feed) take() (chunks []chunk, closed bool) {
 	return chunks, f.closed
 }
 
+// ackEvery is how often a secondary that has more to do acknowledges what it
+// has verified; one that waits does so at once.
+const ackEvery = time.Millisecond
+
 // Replay runs the machine, which was just restored, as a secondary of the log
 // that starts at base. ack is told what has been received and verified; it
 // must not block. Replay returns nil after Consume, when all of the log has
@@ -107,6 +112,8 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 	}
 	defer context.AfterFunc(ctx, e.interrupt)()
 	s := &lockstep.Secondary[board.Effect]{Machine: e.m, Log: lockstep.NewReplayer(base)}
+	var acked time.Time
+	var told uint64 // the last verified LSN that was acknowledged
 	for ctx.Err() == nil {
 		e.commands()
 		do, err := s.Step()
@@ -123,8 +130,15 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 			e.Stats.Inputs.Add(1)
 		case lockstep.Check:
 			e.Stats.Verified.Store(s.Verified())
-			ack(s.Log.Received(), s.Verified())
+			if time.Since(acked) >= ackEvery {
+				ack(s.Log.Received(), s.Verified())
+				acked, told = time.Now(), s.Verified()
+			}
 		case lockstep.Wait:
+			if told != s.Verified() {
+				ack(s.Log.Received(), s.Verified())
+				acked, told = time.Now(), s.Verified()
+			}
 			chunks, closed := e.feed.take()
 			for _, c := range chunks {
 				if err := s.Log.Feed(c.lsn, c.bytes); err != nil {
@@ -133,7 +147,6 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 			}
 			if len(chunks) > 0 {
 				e.Stats.LSN.Store(s.Log.Received())
-				ack(s.Log.Received(), s.Verified())
 				continue
 			}
 			if closed {
