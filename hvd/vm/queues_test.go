@@ -1,0 +1,107 @@
+package vm
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/duet-ft/duet/hvd/event"
+)
+
+func TestInboxIsBoundedButForDisks(t *testing.T) {
+	var b inbox
+	b.init()
+	for i := range maxQueued {
+		if !b.put(event.Entry{Kind: event.Frame}) {
+			t.Fatalf("frame %d of %d was refused", i, maxQueued)
+		}
+	}
+	if b.put(event.Entry{Kind: event.Frame}) {
+		t.Error("a frame was taken beyond the limit")
+	}
+	if !b.put(event.Entry{Kind: event.DiskDone}) {
+		t.Error("a disk's completion was refused")
+	}
+	if got := len(b.take()); got != maxQueued+1 {
+		t.Errorf("%d inputs, want %d", got, maxQueued+1)
+	}
+	if _, waiting := b.waiting(); waiting {
+		t.Error("something waits after all was taken")
+	}
+	if b.put(event.Entry{Kind: event.Frame, Data: make([]byte, maxQueuedBytes+1)}) {
+		t.Error("a frame of too many bytes was taken")
+	}
+}
+
+func TestLag(t *testing.T) {
+	l := lagMeter{bell: make(chan struct{}, 1)}
+	if l.now() != 0 {
+		t.Error("there is a lag before anything was sent")
+	}
+	l.sent(10)
+	l.sent(20)
+	first := l.batches[0].at
+	l.ack(9)
+	if got := l.now(); got > time.Since(first) || got == 0 {
+		t.Errorf("lag %v, want the age of the first batch", got)
+	}
+	l.ack(10)
+	if len(l.batches) != 1 || l.batches[0].end != 20 {
+		t.Errorf("left %v, want the batch that ends at 20", l.batches)
+	}
+	l.ack(25)
+	if l.now() != 0 {
+		t.Error("there is a lag after all was executed")
+	}
+	for i := range uint64(2 * maxSent) {
+		l.sent(30 + i)
+	}
+	if n := len(l.batches); n != maxSent {
+		t.Errorf("%d batches are timed, at most %d", n, maxSent)
+	}
+}
+
+func TestFeed(t *testing.T) {
+	e := &Engine{}
+	e.feed.init()
+	var consumed []uint64
+	e.AskConsumed(func(lsn uint64) { consumed = append(consumed, lsn) })
+	if err := e.Feed(0, []byte{1, 2}); err != nil {
+		t.Fatal(err)
+	}
+	if e.feed.asked() != nil {
+		t.Error("all counts as executed while a batch waits")
+	}
+	if chunks, closed := e.feed.take(); len(chunks) != 1 || closed {
+		t.Errorf("%d batches, closed %t", len(chunks), closed)
+	}
+	if f := e.feed.asked(); f == nil {
+		t.Error("nobody is told that all is executed")
+	}
+	if e.feed.asked() != nil {
+		t.Error("somebody is told twice")
+	}
+	if err := e.Feed(2, make([]byte, maxFeed+1)); !errors.Is(err, ErrBehind) {
+		t.Errorf("too much log: %v, want ErrBehind", err)
+	}
+	e.Consume()
+	if err := e.Feed(2, []byte{3}); err != nil {
+		t.Error(err)
+	}
+	if chunks, closed := e.feed.take(); len(chunks) != 0 || !closed {
+		t.Errorf("%d batches were taken after the end, closed %t", len(chunks), closed)
+	}
+}
+
+func TestDelays(t *testing.T) {
+	var s Stats
+	if m, p := s.Delays(); m != 0 || p != 0 {
+		t.Errorf("delays %v, %v of nothing", m, p)
+	}
+	for i := range 2000 { // more than the ring holds
+		s.delay(time.Duration(i))
+	}
+	if m, p := s.Delays(); m != 2000-512 || p != 2000-1024+1024*99/100 {
+		t.Errorf("median %d, 99th percentile %d", m, p)
+	}
+}
