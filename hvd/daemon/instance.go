@@ -51,8 +51,8 @@ type instance struct {
 	volume   *volume.Volume
 	volState string       // "ok", or what is wrong
 	online   func() error // of the session, see Store.Err
-	warning  string // what the volume lacks
-	seen     bool   // the definitions have been read
+	warning  string       // what the volume lacks
+	seen     bool         // the definitions have been read
 }
 
 func newInstance(o Options, events *journal.Journal) *instance {

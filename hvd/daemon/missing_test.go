@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/duet-ft/duet/hvd/api"
@@ -170,10 +171,10 @@ func TestForeignVolumeIsLeftAlone(t *testing.T) {
 func TestSessionLost(t *testing.T) {
 	h := newHost(t, goodConfig)
 	h.format(t)
-	logins := make(chan struct{}, 10)
+	var logins atomic.Int32
 	open := h.opt.Open
 	h.opt.Open = func(ctx context.Context, l Login) (Store, error) {
-		logins <- struct{}{}
+		logins.Add(1)
 		return open(ctx, l)
 	}
 	h.start(t)
@@ -191,11 +192,11 @@ func TestSessionLost(t *testing.T) {
 	is("no volume: connection lost")
 	h.offline.Store(nil)
 	is("ok")
-	if len(logins) != 1 {
-		t.Errorf("%d logins, want 1: a session gets over it by itself", len(logins))
+	if n := logins.Load(); n != 1 {
+		t.Errorf("%d logins, want 1: a session gets over it by itself", n)
 	}
 	h.offline.Store(&iscsi.ErrClosed)
-	h.eventually(t, "another login", func() bool { return len(logins) > 1 })
+	h.eventually(t, "another login", func() bool { return logins.Load() > 1 })
 	h.offline.Store(nil)
 	is("ok")
 }

@@ -86,6 +86,7 @@ func (d *instance) keepVolume(ctx context.Context) {
 			d.setVolume(nil, "no volume: the session was closed", "")
 		}
 		store.Close()
+		sleep(ctx, d.opt.Retry, nil)
 	}
 }
 

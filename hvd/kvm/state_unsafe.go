@@ -36,10 +36,13 @@ func (c *VCPU) State(s *State) error {
 		req  uintptr
 		p    unsafe.Pointer
 	}{
+		// First, because it isn't only a read: it carries out what a pending
+		// exception brings along, such as a page fault's address, which goes to
+		// CR2 and so to the system registers.
+		{"events", getEvents, unsafe.Pointer(&s.Events)},
 		{"system registers", getSregs, unsafe.Pointer(&s.Sregs)},
 		{"registers", getRegs, unsafe.Pointer(&s.Regs)},
 		{"FPU", getXSAVE, unsafe.Pointer(&s.XSAVE)},
-		{"events", getEvents, unsafe.Pointer(&s.Events)},
 		{"debug registers", getDebugRegs, unsafe.Pointer(&s.Debug)},
 	} {
 		if err := ioctlPtr(c.fd, part.req, part.p); err != nil {

@@ -76,7 +76,7 @@ func (p *Process) engineConfig() vm.Config {
 	return c
 }
 
-// inside runs f where the engine's loop stands still.
+// inside runs f where the engine's loop stands still, or has ended.
 func (g *guest) inside(ctx context.Context, f func() error) error {
 	if !g.running {
 		return f()
@@ -90,7 +90,20 @@ func (g *guest) inside(ctx context.Context, f func() error) error {
 		case <-ctx.Done():
 		}
 	}()
-	return g.engine.Do(ctx, func(*machine.Machine) error { return f() })
+	done := false
+	err := g.engine.Do(ctx, func(*machine.Machine) error {
+		done = true
+		return f()
+	})
+	select {
+	case <-g.ended:
+		g.running = false
+		if !done {
+			return f()
+		}
+	default:
+	}
+	return err
 }
 
 // seal takes no more log; nothing is acknowledged from here on.
