@@ -1,13 +1,20 @@
 // Command image builds what is flashed.
 //
-//	go run ./image build [-o FILE] [-v]
+//	go run ./image build [-o FILE [-perm DIR]] [-v]
+//	go run ./image perm -portal ADDRESS -target NAME [-lun N] [-user NAME -secret SECRET] DIR
+//	go run ./image packages
 //
-// It packs the host's disk image as config.json says, from the cache if nothing has changed, and prints where it is
-// and the password of its web page. The work is done in image/disk.
+// Build packs the host's disk image as config.json says, from the cache if nothing has changed, and prints where it is
+// and the password of its web page; -perm puts the files of a directory on the image's /perm. Perm makes two such
+// directories, for the hosts of a pair. Packages installs the Debian packages that tests and demo need and that are
+// missing; a user who isn't root is told how.
+//
+// The work is done in image/disk and image/lab; it also imports hvd/hostcfg and hvd/hostkey.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -15,16 +22,29 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/image/disk"
+	"github.com/duet-ft/duet/image/lab"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if len(os.Args) < 2 || os.Args[1] != "build" {
-		fmt.Fprintln(os.Stderr, "usage: go run ./image build [-o FILE] [-v]")
+	command := ""
+	if len(os.Args) > 1 {
+		command = os.Args[1]
+	}
+	var err error
+	switch {
+	case command == "build":
+		err = build(ctx, os.Args[2:])
+	case command == "perm":
+		err = perm(os.Args[2:])
+	case command == "packages" && len(os.Args) == 2:
+		err = lab.Install(ctx, func(line string) { fmt.Println(line) })
+	default:
+		fmt.Fprintln(os.Stderr, "usage: go run ./image build|perm|packages; build -h and perm -h tell more")
 		os.Exit(2)
 	}
-	if err := build(ctx, os.Args[2:]); err != nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "image:", err)
 		os.Exit(1)
 	}
@@ -33,9 +53,20 @@ func main() {
 func build(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("build", flag.ExitOnError)
 	out := flags.String("o", "", "also write the image to `FILE`")
+	files := flags.String("perm", "", "put the files of `DIR` on the /perm of the file that -o names")
 	verbose := flags.Bool("v", false, "show what the packer says")
 	if err := flags.Parse(args); err != nil {
 		return err
+	}
+	if *files != "" && *out == "" {
+		return errors.New("build: -perm needs -o")
+	}
+	var onPerm map[string][]byte
+	if *files != "" {
+		var err error
+		if onPerm, err = readFiles(*files); err != nil {
+			return err
+		}
 	}
 	b, err := disk.NewBuilder(".")
 	if err != nil {
@@ -50,7 +81,7 @@ func build(ctx context.Context, args []string) error {
 		return err
 	}
 	if *out != "" {
-		if err := img.Copy(ctx, *out, nil); err != nil {
+		if err := img.Copy(ctx, *out, onPerm); err != nil {
 			return err
 		}
 		img.Path = *out

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"text/tabwriter"
@@ -36,6 +38,9 @@ func showHost(ctx context.Context, e env) error {
 		row(w, "volume", "%s", h.Volume)
 		row(w, "peer", "%s", h.Peer)
 		row(w, "key", "%s", h.Key)
+		if key, err := hex.DecodeString(h.Key); err == nil && len(key) == ed25519.PublicKeySize {
+			row(w, "fingerprint", "%s", api.Fingerprint(key))
+		}
 		row(w, "locator", "%s", h.Locator)
 		row(w, "trouble", "%s", h.Trouble)
 	})

@@ -20,6 +20,13 @@ func (e *Engine) Live(ctx context.Context) error {
 	if err := e.m.SetFresh(e.cfg.Window); err != nil {
 		return err
 	}
+	if e.primary == nil {
+		// A former secondary forgets no more of what is written: its own
+		// secondary's seeding will need it.
+		if err := e.m.SetLogged(false); err != nil {
+			return err
+		}
+	}
 	e.clock.start(e.m.Clock())
 	e.kick.start(e)
 	defer e.kick.end()

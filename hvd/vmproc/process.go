@@ -244,8 +244,9 @@ func (p *Process) openPair() error {
 	p.arbiter.VM = uuid
 	self := p.key.Public().(ed25519.PublicKey)
 	// A host without a peer runs its VMs alone: its peer is one that never
-	// answers.
-	peer := session.Peer{Name: "~none", Key: make(ed25519.PublicKey, ed25519.PublicKeySize)}
+	// answers, with a key that nobody has.
+	nobody := sha256.Sum256(append([]byte("no peer of "), self...))
+	peer := session.Peer{Name: "~none", Key: ed25519.NewKeyFromSeed(nobody[:]).Public().(ed25519.PublicKey)}
 	if c := p.host.Peer; c != nil {
 		peer.Name = c.Name
 		if peer.Key, err = c.PublicKey(); err != nil {

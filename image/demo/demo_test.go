@@ -159,12 +159,15 @@ func TestTallyAddsUpCopies(t *testing.T) {
 	ta := newTally()
 	ta.see("a", vm(1, true, api.Counters{Resyncs: 5}))
 	ta.see("a", vm(1, true, api.Counters{Resyncs: 8}))
-	ta.see("b", vm(1, false, api.Counters{Resyncs: 8, Divergences: 1})) // the same ones, applied
-	ta.see("b", vm(2, true, api.Counters{Resyncs: 3}))                  // took over
+	ta.see("b", vm(1, false, api.Counters{Resyncs: 8})) // the same ones, applied
+	ta.see("b", vm(2, true, api.Counters{Resyncs: 3}))  // took over
 	ta.killed("a")
-	ta.see("a", vm(2, false, api.Counters{Divergences: 1}))
-	ta.see("a", vm(2, false, api.Counters{})) // starts over as secondary
-	if resyncs, divergences := ta.sums(); resyncs != 11 || divergences != 2 {
+	ta.see("a", vm(1, true, api.Counters{Resyncs: 1})) // another copy
+	at := time.Unix(100, 0)
+	ta.seeEvents("b", []api.Event{{At: at, Role: diverged}, {At: at.Add(time.Second), Role: "standby"}})
+	ta.seeEvents("b", []api.Event{{At: at, Role: diverged}, {At: at.Add(2 * time.Second), Role: diverged}})
+	ta.seeEvents("a", []api.Event{{At: at, Role: diverged}})
+	if resyncs, divergences := ta.sums(); resyncs != 12 || divergences != 3 {
 		t.Errorf("%d resyncs, %d divergences", resyncs, divergences)
 	}
 }

@@ -17,6 +17,16 @@ func (s *scenario) failover(ctx context.Context, number int) error {
 	if err := sleep(ctx, after); err != nil {
 		return err
 	}
+	vm, err := s.pair.VM(ctx, victim)
+	if err != nil {
+		return err
+	}
+	if !vm.Protected { // it would be the death of the guest, as without a pair
+		s.out.say("the secondary was dropped a moment ago (%s); waiting until the guest is protected again", vm.Role)
+		if _, err := s.lockstep(ctx); err != nil {
+			return err
+		}
+	}
 	s.load.Window()
 	if err := s.pair.Kill(victim); err != nil {
 		return err
@@ -57,8 +67,11 @@ func (s *scenario) tellFailover(ctx context.Context, survivor string) {
 	s.result.DetectionMS = append(s.result.DetectionMS, f.DetectionMS)
 	s.result.ClaimMS = append(s.result.ClaimMS, f.ClaimMS)
 	s.result.LiveMS = append(s.result.LiveMS, f.LiveMS)
-	s.out.say("host %s is LIVE (epoch %d): %s; suspicion after %.0f ms, arbiter won after %.0f ms, live after %.0f ms; %d disk requests reissued",
-		survivor, vm.Epoch, f.Cause, f.DetectionMS, f.ClaimMS, f.LiveMS, f.Reissued)
+	if f.Cause != "" {
+		s.out.say("cause: %s", f.Cause)
+	}
+	s.out.say("host %s is LIVE (epoch %d): suspicion after %.0f ms, arbiter won after %.0f ms, live after %.0f ms; %d disk requests reissued",
+		survivor, vm.Epoch, f.DetectionMS, f.ClaimMS, f.LiveMS, f.Reissued)
 }
 
 // check reads everything back and asks the agent whether the guest is still the same.
@@ -111,7 +124,7 @@ func (s *scenario) finish(ctx context.Context) error {
 	if err := s.check(ctx); err != nil {
 		return err
 	}
-	s.tally.look(ctx, s.pair)
+	s.tally.look(ctx, s.pair, true)
 	if s.opt.keep {
 		return nil
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -29,25 +30,31 @@ func killTimes(seed uint64) [2]time.Duration {
 // rates are what a stretch of time cost.
 type rates struct {
 	ticks, exits, log float64 // in all
+	resync            float64 // of log, what resyncs took
 	seconds           float64
 }
+
+// errChanged says that the two looks are at different epochs: a secondary came or went.
+var errChanged = errors.New("the pair changed while it was measured")
 
 // between compares two looks at the same live copy.
 func between(before, after api.VM, d time.Duration) (rates, error) {
 	b, a := before.Counters, after.Counters
-	if before.Epoch != after.Epoch || a.Ticks < b.Ticks || a.Exits < b.Exits || a.LogBytes < b.LogBytes {
-		return rates{}, fmt.Errorf("the guest changed hands while it was measured (epoch %d, then %d)", before.Epoch, after.Epoch)
+	if before.Epoch != after.Epoch || a.Ticks < b.Ticks || a.Exits < b.Exits || a.LogBytes < b.LogBytes ||
+		a.ResyncBytes < b.ResyncBytes {
+		return rates{}, fmt.Errorf("%w (epoch %d, then %d)", errChanged, before.Epoch, after.Epoch)
 	}
 	if a.Ticks == b.Ticks {
 		return rates{}, fmt.Errorf("the guest's timer didn't tick within %v", d)
 	}
 	return rates{
 		ticks: float64(a.Ticks - b.Ticks), exits: float64(a.Exits - b.Exits),
-		log: float64(a.LogBytes - b.LogBytes), seconds: d.Seconds(),
+		log: float64(a.LogBytes - b.LogBytes), resync: float64(a.ResyncBytes - b.ResyncBytes), seconds: d.Seconds(),
 	}, nil
 }
 
 func (r rates) logPerTick() float64     { return r.log / r.ticks }
+func (r rates) resyncPerTick() float64  { return r.resync / r.ticks }
 func (r rates) exitsPerTick() float64   { return r.exits / r.ticks }
 func (r rates) logPerSecond() float64   { return r.log / r.seconds }
 func (r rates) ticksPerSecond() float64 { return r.ticks / r.seconds }

@@ -49,15 +49,16 @@ type Result struct {
 	SeedBytes []uint64  `json:"seed_bytes"`
 	PauseMS   []float64 `json:"pause_ms"`
 
-	LogBytesPerTickIdle   float64 `json:"log_bytes_per_tick_idle"`
-	LogBytesPerSecondIdle float64 `json:"log_bytes_per_second_idle"`
-	LogBytesPerSecond     float64 `json:"log_bytes_per_second"` // under load
-	LogBytesPerRequest    float64 `json:"log_bytes_per_request"`
-	ExitsPerTick          float64 `json:"exits_per_tick"`
-	ExitsPerRequest       float64 `json:"exits_per_request"`
-	RequestsPerSecond     float64 `json:"requests_per_second"`
-	RequestMS             Delay   `json:"request_ms"` // as the clients saw it
-	LagMS                 float64 `json:"lag_ms"`     // of the secondary's execution, under load
+	LogBytesPerTickIdle    float64 `json:"log_bytes_per_tick_idle"`
+	ResyncBytesPerTickIdle float64 `json:"resync_bytes_per_tick_idle"` // of them, what resyncs took
+	LogBytesPerSecondIdle  float64 `json:"log_bytes_per_second_idle"`
+	LogBytesPerSecond      float64 `json:"log_bytes_per_second"` // under load
+	LogBytesPerRequest     float64 `json:"log_bytes_per_request"`
+	ExitsPerTick           float64 `json:"exits_per_tick"`
+	ExitsPerRequest        float64 `json:"exits_per_request"`
+	RequestsPerSecond      float64 `json:"requests_per_second"`
+	RequestMS              Delay   `json:"request_ms"` // as the clients saw it
+	LagMS                  float64 `json:"lag_ms"`     // of the secondary's execution, under load
 
 	Resyncs     uint64  `json:"resyncs"`
 	Divergences uint64  `json:"divergences"`
@@ -113,8 +114,8 @@ func (r Result) table() string {
 	row("output delay, verified", "median %.1f ms, p99 %.1f ms", r.OutputDelayMS.Verified.Median, r.OutputDelayMS.Verified.P99)
 	row("output delay, received", "median %.1f ms, p99 %.1f ms", r.OutputDelayMS.Received.Median, r.OutputDelayMS.Received.P99)
 	row("a request", "median %.1f ms, p99 %.1f ms, %.0f a second", r.RequestMS.Median, r.RequestMS.P99, r.RequestsPerSecond)
-	row("log", "idle %.1f bytes a tick (%.0f a second), %.0f bytes a request (%.0f a second under load)",
-		r.LogBytesPerTickIdle, r.LogBytesPerSecondIdle, r.LogBytesPerRequest, r.LogBytesPerSecond)
+	row("log", "idle %.1f bytes a tick (%.1f of them resyncs; %.0f a second), %.0f bytes a request (%.0f a second under load)",
+		r.LogBytesPerTickIdle, r.ResyncBytesPerTickIdle, r.LogBytesPerSecondIdle, r.LogBytesPerRequest, r.LogBytesPerSecond)
 	row("exits", "idle %.2f a tick, %.1f a request", r.ExitsPerTick, r.ExitsPerRequest)
 	row("lag of the secondary", "%.1f ms", r.LagMS)
 	row("resyncs, divergences", "%d, %d", r.Resyncs, r.Divergences)

@@ -24,6 +24,8 @@ const (
 	settleFor = 2 * time.Second
 	// answerWithin is how long a connection may take to answer after a kill: TCP backs off meanwhile.
 	answerWithin = 90 * time.Second
+	// measureTries is how often something is measured whose primary lost its secondary meanwhile.
+	measureTries = 3
 )
 
 // scenario is one run of the demo.
@@ -103,15 +105,7 @@ func (s *scenario) startGuest(ctx context.Context) (err error) {
 
 // protected waits for lockstep and tells how the seeding went.
 func (s *scenario) protected(ctx context.Context) error {
-	primary, err := s.pair.WaitProtected(ctx)
-	if err != nil {
-		return err
-	}
-	if primary != s.primary {
-		s.result.Failovers++ // one that nobody asked for
-		return fmt.Errorf("host %s took over from %s although nobody killed it", primary, s.primary)
-	}
-	vm, err := s.pair.VM(ctx, primary)
+	vm, err := s.lockstep(ctx)
 	if err != nil {
 		return err
 	}
@@ -123,20 +117,34 @@ func (s *scenario) protected(ctx context.Context) error {
 			seed.Pages, seed.Rounds, float64(seed.Bytes)/1e6, seed.TotalMS/1e3, seed.PauseMS)
 	}
 	s.out.say("PROTECTED: primary %s, secondary %s in lockstep (epoch %d, output rule %q), lag %.1f ms",
-		primary, s.pair.Peer(primary), vm.Epoch, vm.Output, vm.LagMS)
+		s.primary, s.pair.Peer(s.primary), vm.Epoch, vm.Output, vm.LagMS)
 	return nil
+}
+
+// lockstep waits until the primary is protected. Another primary than the last one means a failover that nobody asked
+// for: the demo has failed then.
+func (s *scenario) lockstep(ctx context.Context) (api.VM, error) {
+	primary, err := s.pair.WaitProtected(ctx)
+	if err != nil {
+		return api.VM{}, err
+	}
+	if primary != s.primary {
+		s.result.Failovers++
+		return api.VM{}, fmt.Errorf("host %s took over from %s although nobody killed it", primary, s.primary)
+	}
+	return s.pair.VM(ctx, primary)
 }
 
 // measureVerified measures the idle guest, starts the load, and measures again.
 func (s *scenario) measureVerified(ctx context.Context) error {
 	var err error
-	if s.idle, _, err = s.measure(ctx, idleFor); err != nil {
+	if s.idle, _, _, err = s.measure(ctx, idleFor); err != nil {
 		return err
 	}
 	s.result.LogBytesPerTickIdle, s.result.ExitsPerTick = s.idle.logPerTick(), s.idle.exitsPerTick()
-	s.result.LogBytesPerSecondIdle = s.idle.logPerSecond()
-	s.out.say("idle: %.0f ticks a second, %.2f exits and %.1f bytes of log a tick, %.0f bytes of log a second",
-		s.idle.ticksPerSecond(), s.idle.exitsPerTick(), s.idle.logPerTick(), s.idle.logPerSecond())
+	s.result.LogBytesPerSecondIdle, s.result.ResyncBytesPerTickIdle = s.idle.logPerSecond(), s.idle.resyncPerTick()
+	s.out.say("idle: %.0f ticks a second, %.2f exits and %.1f bytes of log a tick (%.1f of them resyncs), %.0f bytes of log a second",
+		s.idle.ticksPerSecond(), s.idle.exitsPerTick(), s.idle.logPerTick(), s.idle.resyncPerTick(), s.idle.logPerSecond())
 
 	s.load, err = load.Start(context.WithoutCancel(ctx), load.Config{Dial: s.pair.Dial, Clients: clients})
 	if err != nil {
@@ -149,9 +157,7 @@ func (s *scenario) measureVerified(ctx context.Context) error {
 	if err := sleep(ctx, settleFor); err != nil {
 		return err
 	}
-	s.load.Window()
-	busy, vm, err := s.measure(ctx, loadFor)
-	w := s.load.Window()
+	busy, vm, w, err := s.measure(ctx, loadFor)
 	if err != nil {
 		return err
 	}
@@ -169,7 +175,7 @@ func (s *scenario) measureVerified(ctx context.Context) error {
 
 // measureReceived measures the delay under the other level.
 func (s *scenario) measureReceived(ctx context.Context) error {
-	_, vm, err := s.measure(ctx, loadFor)
+	_, vm, _, err := s.measure(ctx, loadFor)
 	if err != nil {
 		return err
 	}
@@ -186,21 +192,41 @@ func (s *scenario) sayDelay(vm api.VM) {
 		vm.Output, vm.Counters.DelayMedianMS, vm.Counters.DelayP99MS, vm.LagMS)
 }
 
-// measure looks at the primary's counters before and after d.
-func (s *scenario) measure(ctx context.Context, d time.Duration) (r rates, after api.VM, err error) {
+// measure looks at the primary's counters before and after d. A secondary that was dropped meanwhile comes back by
+// itself; then it is measured again.
+func (s *scenario) measure(ctx context.Context, d time.Duration) (r rates, after api.VM, w load.Window, err error) {
+	for range measureTries {
+		if r, after, w, err = s.measureOnce(ctx, d); !errors.Is(err, errChanged) {
+			return r, after, w, err
+		}
+		s.out.say("%v: once more", err)
+		if _, err := s.lockstep(ctx); err != nil {
+			return r, after, w, err
+		}
+	}
+	return r, after, w, err
+}
+
+func (s *scenario) measureOnce(ctx context.Context, d time.Duration) (r rates, after api.VM, w load.Window, err error) {
 	before, err := s.pair.VM(ctx, s.primary)
 	if err != nil {
-		return r, after, err
+		return r, after, w, err
+	}
+	if s.load != nil {
+		s.load.Window()
 	}
 	begin := time.Now()
 	if err := sleep(ctx, d); err != nil {
-		return r, after, err
+		return r, after, w, err
 	}
 	if after, err = s.pair.VM(ctx, s.primary); err != nil {
-		return r, after, err
+		return r, after, w, err
+	}
+	if s.load != nil {
+		w = s.load.Window()
 	}
 	r, err = between(before, after, time.Since(begin))
-	return r, after, err
+	return r, after, w, err
 }
 
 // sleep lets d pass.

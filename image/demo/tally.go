@@ -9,15 +9,29 @@ import (
 	"github.com/duet-ft/duet/image/pairlab"
 )
 
-// lookEvery is the pause between two looks at the counters of both copies.
-const lookEvery = 2 * time.Second
+const (
+	// lookEvery is the pause between two looks at the counters of both copies.
+	lookEvery = 2 * time.Second
+	// eventsEvery is how many looks are made for one at the events.
+	eventsEvery = 5
+	// diverged is the role of a copy whose execution was found to differ (ftlink/pair).
+	diverged = "diverged"
+)
 
-// tally adds up counters over copies that come and go: a copy's counters begin at 0 when it goes live or becomes
-// secondary, and end with its host.
+// tally adds up over copies that come and go: a copy's counters begin at 0 when it goes live or becomes secondary, and
+// end with its host. A copy that diverges is thrown away at once, counters and all: so divergences are counted by the
+// events that tell of them.
 type tally struct {
-	mu   sync.Mutex
-	boot map[string]int // of each host, how many times it was killed
-	best map[copyID]api.Counters
+	mu        sync.Mutex
+	boot      map[string]int // of each host, how many times it was killed
+	resyncs   map[copyID]uint64
+	divergent map[eventID]string // what it said
+}
+
+// eventID tells events apart.
+type eventID struct {
+	host string
+	at   int64 // in ns since 1970
 }
 
 // copyID tells copies apart.
@@ -25,22 +39,31 @@ type copyID struct {
 	host  string
 	boot  int
 	epoch uint64
-	live  bool
 }
 
 func newTally() *tally {
-	return &tally{boot: map[string]int{}, best: map[copyID]api.Counters{}}
+	return &tally{boot: map[string]int{}, resyncs: map[copyID]uint64{}, divergent: map[eventID]string{}}
 }
 
-// see takes in what a host says.
+// see takes in what a host says about the VM. Resyncs are counted where they are made, by the copy that is live.
 func (t *tally) see(host string, vm api.VM) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	id := copyID{host, t.boot[host], vm.Epoch, vm.Live}
-	c := t.best[id]
-	c.Resyncs = max(c.Resyncs, vm.Counters.Resyncs)
-	c.Divergences = max(c.Divergences, vm.Counters.Divergences)
-	t.best[id] = c
+	if vm.Live {
+		id := copyID{host, t.boot[host], vm.Epoch}
+		t.resyncs[id] = max(t.resyncs[id], vm.Counters.Resyncs)
+	}
+}
+
+// seeEvents takes in what a host says has happened; the same may be told again.
+func (t *tally) seeEvents(host string, list []api.Event) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, e := range list {
+		if e.Role == diverged {
+			t.divergent[eventID{host, e.At.UnixNano()}] = e.What
+		}
+	}
 }
 
 // killed says that a host's copies are gone.
@@ -54,21 +77,18 @@ func (t *tally) killed(host string) {
 func (t *tally) sums() (resyncs, divergences uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for id, c := range t.best {
-		if id.live {
-			resyncs += c.Resyncs
-		}
-		divergences += c.Divergences
+	for _, n := range t.resyncs {
+		resyncs += n
 	}
-	return resyncs, divergences
+	return resyncs, uint64(len(t.divergent))
 }
 
 // watch looks at both hosts until ctx ends.
 func (t *tally) watch(ctx context.Context, p *pairlab.Pair) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
-	for {
-		t.look(ctx, p)
+	for n := 0; ; n++ {
+		t.look(ctx, p, n%eventsEvery == 0)
 		select {
 		case <-ctx.Done():
 			return
@@ -77,11 +97,17 @@ func (t *tally) watch(ctx context.Context, p *pairlab.Pair) {
 	}
 }
 
-func (t *tally) look(ctx context.Context, p *pairlab.Pair) {
+// look asks both hosts once. One that is dead says nothing.
+func (t *tally) look(ctx context.Context, p *pairlab.Pair, events bool) {
 	for _, name := range pairlab.Names {
 		try, cancel := context.WithTimeout(ctx, lookEvery)
-		if vm, err := p.VM(try, name); err == nil { // a host that is dead says nothing
+		if vm, err := p.VM(try, name); err == nil {
 			t.see(name, vm)
+		}
+		if events {
+			if list, err := p.API(name).Events(try); err == nil {
+				t.seeEvents(name, list)
+			}
 		}
 		cancel()
 	}

@@ -94,6 +94,8 @@ type Pair struct {
 
 	mu      sync.Mutex
 	clients map[string]*api.Client
+	closing sync.Once
+	closed  error // what closing came to
 }
 
 // Start makes a pair of hosts that are up and see the volume, on which the guest is defined but doesn't run.
@@ -192,19 +194,20 @@ func (p *Pair) log(begin time.Time, format string, args ...any) {
 	p.cfg.Log(fmt.Sprintf(format, args...) + fmt.Sprintf(" (%.1f s)", time.Since(begin).Seconds()))
 }
 
-// Close kills the hosts and the target. The files in Dir stay.
+// Close kills the hosts and the target. The files in Dir stay. Only the first call does something.
 func (p *Pair) Close() error {
-	var err error
-	if p.Lab != nil {
-		err = p.Lab.Close()
-	}
-	if p.Target != nil {
-		p.Target.Stop()
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, c := range p.clients {
-		c.Close()
-	}
-	return err
+	p.closing.Do(func() {
+		if p.Lab != nil {
+			p.closed = p.Lab.Close()
+		}
+		if p.Target != nil {
+			p.Target.Stop()
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, c := range p.clients {
+			c.Close()
+		}
+	})
+	return p.closed
 }

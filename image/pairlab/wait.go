@@ -154,13 +154,15 @@ func (p *Pair) WaitProtected(ctx context.Context) (primary string, err error) {
 // StartGuest starts the VM on a host, unless it runs, and waits until its Redis answers.
 func (p *Pair) StartGuest(ctx context.Context, name string) error {
 	err := p.wait(ctx, liveTimeout, "the VM to start", func(ctx context.Context) (bool, string) {
-		if found, _ := p.find(ctx, func(vm api.VM) bool { return vm.Live || vm.Role == "starting" }); found != "" {
+		found, detail := p.find(ctx, func(vm api.VM) bool { return vm.Live })
+		if found != "" {
 			return true, ""
 		}
+		// Again and again: the VM's process may not be there yet. Where it starts already, this does nothing.
 		if err := p.API(name).Start(ctx, Guest); err != nil {
-			return false, err.Error()
+			detail = err.Error()
 		}
-		return true, ""
+		return false, detail
 	})
 	if err != nil {
 		return err

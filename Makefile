@@ -1,0 +1,54 @@
+# Targets for people. `make test` and `make demo` need Go and Debian packages, which they install when they run as root;
+# otherwise they name them in one line.
+
+SHELL := /bin/bash
+parts := appliance ftlink hvd image
+
+.PHONY: help test check pure nested packages demo bench sim kernel image fmt
+.NOTPARALLEL: # two emulated hosts on one core would run into their time limits
+
+help:
+	@echo 'make test             all tests: check, pure, nested (about half an hour)'
+	@echo 'make check            formatting, go vet, staticcheck'
+	@echo 'make pure             the tests that start no emulated hosts'
+	@echo 'make nested           the tests in emulated hosts, one after the other'
+	@echo 'make demo [SEED=n] [KEEP=1]   a pair in QEMU whose hosts are killed under load'
+	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n plays one, with a trace'
+	@echo 'make bench            benchmarks of the log path and of the link'
+	@echo 'make image [OUT=FILE] the disk image of a host'
+	@echo 'make kernel           rebuild image/kernel/vmlinuz'
+	@echo 'make fmt              format all sources'
+
+test: packages check pure nested
+
+check:
+	@files=$$(go tool gofumpt -l $(parts)) && test -z "$$files" || { echo "not formatted (make fmt does it):" $$files; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+pure:
+	go run ./image/gotest -timeout 10m ./appliance/... ./ftlink/... ./hvd/...
+
+nested: packages
+	go run ./image/gotest -count=1 -p 1 -timeout 40m ./image/...
+
+packages:
+	@go run ./image packages
+
+demo:
+	go run ./image/demo $(if $(SEED),-seed $(SEED)) $(if $(KEEP),-keep)
+
+sim:
+	go test -count=1 -timeout 24h -v ./hvd/sim $(if $(SEED),-run 'TestSeed$$' -sim.seed $(SEED),$(if $(SEEDS),-sim.seeds $(SEEDS)))
+
+bench:
+	go test -run '^$$' -bench . -benchmem ./ftlink/... ./hvd/...
+
+image:
+	go run ./image build $(if $(OUT),-o $(OUT))
+
+kernel:
+	image/kernel/build.sh
+
+fmt:
+	go tool gofumpt -w $(parts)

@@ -1,0 +1,102 @@
+package boottest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/duet-ft/duet/image/guest"
+	"github.com/duet-ft/duet/image/lab"
+	"github.com/duet-ft/duet/image/nested"
+)
+
+const (
+	// nestedTimeout is the limit of one of the tests below, the build of the guest not included.
+	nestedTimeout = 15 * time.Minute
+	// nestedMemoryMiB holds two virtual machines of 384 MiB, their copies, and what a test keeps of their histories.
+	nestedMemoryMiB = 3000
+	nestedCore      = 1
+)
+
+// TestInHost runs tests of other packages that need Duet's kernel, inside an emulated host that has it.
+func TestInHost(t *testing.T) {
+	for _, c := range []struct {
+		pkg, run string
+		guest    bool // attach the guest's disk
+	}{
+		{pkg: "hvd/machine", run: "Test"},
+		{pkg: "hvd/vm", run: "TestEarlyReplay", guest: true},
+		{pkg: "hvd/vm", run: "TestRecordReplay", guest: true},
+	} {
+		t.Run(c.pkg+" "+c.run, func(t *testing.T) {
+			if testing.Short() {
+				t.Skip("skipped with -short: boots a machine in QEMU")
+			}
+			if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+				t.Skipf("qemu-system-x86_64 is missing: install the packages %v", lab.Missing())
+			}
+			var log bytes.Buffer
+			cfg := nested.Config{
+				Kernel: "../kernel/vmlinuz", Package: "../../" + c.pkg, Args: []string{"-test.v", "-test.run=^" + c.run},
+				MemoryMiB: nestedMemoryMiB, Core: nestedCore, Log: io.MultiWriter(&log, t.Output()),
+			}
+			if c.guest {
+				cfg.Disks = []string{guestImage(t)}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), nestedTimeout)
+			defer cancel()
+			if err := nested.Run(ctx, t.TempDir(), cfg); err != nil {
+				t.Fatal(err)
+			}
+			if err := ran(log.String()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// guestImage is the guest's disk, from the cache if it is there.
+func guestImage(t *testing.T) string {
+	t.Helper()
+	path, err := guest.Build(t.Context(), "", func(line string) { t.Log(line) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var verdict = regexp.MustCompile(`(?m)^--- (PASS|SKIP): (\S+)`)
+
+// ran says whether a test binary that ended well has really run its tests: it ends well if it skips them, too.
+func ran(log string) error {
+	passed := 0
+	for _, m := range verdict.FindAllStringSubmatch(strings.ReplaceAll(log, "\r", ""), -1) {
+		if m[1] == "SKIP" {
+			return fmt.Errorf("%s was skipped in the host that was made for it", m[2])
+		}
+		passed++
+	}
+	if passed == 0 {
+		return fmt.Errorf("no test has run in the host")
+	}
+	return nil
+}
+
+func TestRan(t *testing.T) {
+	for log, good := range map[string]bool{
+		"=== RUN   TestA\n--- PASS: TestA (0.1s)\nPASS\n":                                     true,
+		"=== RUN   TestA\n--- PASS: TestA (0.1s)\n--- SKIP: TestB (0.0s)\nPASS\n":             false,
+		"testing: warning: no tests to run\nPASS\n":                                           false,
+		"--- PASS: TestA (0.1s)\n    --- SKIP: TestA/with_a_tool_of_no_use_in_it\nPASS\n\r\n": true,
+	} {
+		if err := ran(log); (err == nil) != good {
+			t.Errorf("%q: %v", log, err)
+		}
+	}
+}
