@@ -70,7 +70,7 @@ func (p *Process) engineConfig() vm.Config {
 		c.Level = lockstep.Received
 	}
 	if vcpu.UnderTCG() {
-		c.Window, c.StopAfter, c.KickAfter = 2*time.Millisecond, 4*time.Millisecond, 20*time.Millisecond
+		c.Window, c.StopAfter, c.KickAfter = 2*time.Millisecond, 4*time.Millisecond, 50*time.Millisecond
 		c.MaxLag = time.Second
 	}
 	return c
