@@ -81,6 +81,7 @@ type Machine struct {
 	hash    uint64
 	entered bool // the interrupt of this position is injected
 	halted  bool
+	off     board.EffectKind // PowerOff or Reset, once the guest did that
 	window  uint64 // host time-stamp ticks that an anchor stays fresh; 0: for ever
 	effects []board.Effect
 	scratch []byte
@@ -294,6 +295,10 @@ func (m *Machine) Deadline() (uint64, bool) { return m.Board.Deadline() }
 // Waiting says that the guest has halted and no interrupt is there to wake it:
 // it must not be run before an input made one.
 func (m *Machine) Waiting() bool { return m.halted && !m.Board.Pending() }
+
+// Ended is PowerOff or Reset when the guest has switched the machine off or
+// reset it, and 0 before.
+func (m *Machine) Ended() board.EffectKind { return m.off }
 
 // Kick stops a running guest wherever it is; Run returns Async. Any thread may
 // call it.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
 )
@@ -40,6 +41,11 @@ func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
 	effects := m.Board.TakeEffects()
 	m.foldEffects(effects)
 	m.effects = append(m.effects, effects...)
+	for i := range effects {
+		if k := effects[i].Kind; k == board.PowerOff || k == board.Reset {
+			m.off = k
+		}
+	}
 	if m.Trace != nil {
 		m.step.Position, m.step.Fingerprint = m.pos, m.hash
 		m.Trace(m.step)

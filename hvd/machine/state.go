@@ -7,6 +7,7 @@ import (
 
 	"github.com/zeebo/xxh3"
 
+	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/mem"
@@ -19,6 +20,7 @@ type Snapshot struct {
 	Position    uint64          `json:"position"`
 	Fingerprint uint64          `json:"fingerprint"`
 	Halted      bool            `json:"halted"`
+	Ended       uint8           `json:"ended,omitempty"` // see Machine.Ended
 	Counters    kvm.Counters    `json:"counters"`
 	CPUID       []kvm.CPUID     `json:"cpuid"`
 	CPU         []byte          `json:"cpu"` // kvm.State.Append
@@ -44,7 +46,7 @@ func (m *Machine) Snapshot() (*Snapshot, error) {
 	c := *m.cpu.Counters()
 	c.Stop, c.Fresh = lockstep.Free, 0 // the host's, not the guest's
 	return &Snapshot{
-		Position: m.pos, Fingerprint: m.hash, Halted: m.halted,
+		Position: m.pos, Fingerprint: m.hash, Halted: m.halted, Ended: uint8(m.off),
 		Counters: c, CPUID: m.cpuid, CPU: s.Append(nil), Board: b,
 	}, nil
 }
@@ -67,7 +69,7 @@ func (m *Machine) Restore(s *Snapshot) error {
 		return err
 	}
 	*m.cpu.Counters() = s.Counters
-	m.pos, m.hash, m.halted = s.Position, s.Fingerprint, s.Halted
+	m.pos, m.hash, m.halted, m.off = s.Position, s.Fingerprint, s.Halted, board.EffectKind(s.Ended)
 	m.entered = false
 	return m.cpu.Settle()
 }

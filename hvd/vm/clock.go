@@ -18,8 +18,5 @@ func (c *clock) start(now uint64) { c.zero = time.Now().Add(-time.Duration(now))
 // now is the guest's time, ns.
 func (c *clock) now() uint64 { return uint64(max(0, time.Since(c.zero))) }
 
-// until is how long the host has to wait for guest time t.
-func (c *clock) until(t uint64) time.Duration { return time.Until(c.host(t)) }
-
 // host is the host's time at guest time t.
 func (c *clock) host(t uint64) time.Time { return c.zero.Add(time.Duration(t)) }

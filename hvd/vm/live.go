@@ -17,6 +17,12 @@ import (
 func (e *Engine) Live(ctx context.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	switch e.m.Ended() { // as a secondary, before its primary could say so
+	case board.PowerOff:
+		return ErrPowerOff
+	case board.Reset:
+		return ErrReset
+	}
 	if err := e.m.SetFresh(e.cfg.Window); err != nil {
 		return err
 	}
@@ -44,6 +50,10 @@ func (e *Engine) Live(ctx context.Context) error {
 		if err := e.flush(false); err != nil {
 			return err
 		}
+		if e.held() > maxHeld {
+			e.rest(ctx, time.Now().Add(fullWait))
+			continue
+		}
 		if e.m.Waiting() {
 			e.halt(ctx)
 			continue
@@ -55,6 +65,13 @@ func (e *Engine) Live(ctx context.Context) error {
 	}
 	return ctx.Err()
 }
+
+// maxHeld bounds the effects that wait to leave. A guest that has made so many
+// stands still until some do.
+const maxHeld = 8192
+
+// fullWait is how often such a guest is looked at.
+const fullWait = 20 * time.Millisecond
 
 // deliver applies the inputs that are due at this position.
 func (e *Engine) deliver() error {
@@ -204,20 +221,24 @@ func (e *Engine) effects(effects []board.Effect, lsn uint64) error {
 
 // halt waits until an input is due.
 func (e *Engine) halt(ctx context.Context) {
-	e.kick.idle()
-	wait := time.Hour
+	until := time.Now().Add(time.Hour)
 	if deadline, armed := e.m.Deadline(); armed {
-		wait = e.clock.until(deadline)
+		until = e.clock.host(deadline)
 	}
-	if wait <= 0 {
-		return
-	}
-	timer := time.NewTimer(wait)
+	e.rest(ctx, until)
+}
+
+// rest keeps the guest still until then, or until an input or an
+// acknowledgement comes.
+func (e *Engine) rest(ctx context.Context, until time.Time) {
+	e.kick.idle()
+	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 	case <-timer.C:
 	case <-e.inbox.bell:
+	case <-e.lag.bell:
 	}
 }
 
