@@ -82,7 +82,7 @@ type Machine struct {
 	entered bool // the interrupt of this position is injected
 	halted  bool
 	off     board.EffectKind // PowerOff or Reset, once the guest did that
-	window  uint64 // host time-stamp ticks that an anchor stays fresh; 0: for ever
+	window  uint64           // host time-stamp ticks that an anchor stays fresh; 0: for ever
 	effects []board.Effect
 	scratch []byte
 	step    Step     // for Trace
