@@ -98,7 +98,7 @@ func (r *rim) send(frame []byte) {
 func (r *rim) disk(x board.Effect) {
 	defer r.disks.Done()
 	done := event.Entry{Kind: event.DiskDone, Disk: x.Disk, ID: x.Request.ID}
-	for {
+	for said := false; ; said = true {
 		data, err := r.transfer(x)
 		if err == nil {
 			done.Data = data
@@ -111,7 +111,9 @@ func (r *rim) disk(x board.Effect) {
 			done.Status = blk.StatusIOError
 			break
 		}
-		r.p.note(fmt.Sprintf("disk %d: %v of %d bytes at sector %d waits: %v", x.Disk, x.Request.Op, x.Request.Len, x.Request.Sector, err))
+		if !said {
+			r.p.note(fmt.Sprintf("disk %d: a %v at sector %d waits: %v", x.Disk, x.Request.Op, x.Request.Sector, err))
+		}
 		if errors.Is(err, iscsi.ErrFenced) || errors.Is(err, iscsi.ErrReservationConflict) {
 			r.p.post(pair.Faulted{Fault: pair.Refused})
 		}
