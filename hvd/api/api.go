@@ -54,11 +54,11 @@ type Host struct {
 // VM is one VM as this host sees it.
 type VM struct {
 	Name      string `json:"name"`
-	Role      string `json:"role"`      // pair.Role of this host's copy, or "starting", "failed"
+	Role      string `json:"role"`      // pair.Role of this host's copy; without a process, "waiting" for one or "failed"
 	Live      bool   `json:"live"`      // the guest runs here
 	Protected bool   `json:"protected"` // primary with a secondary in lockstep
 	Epoch     uint64 `json:"epoch"`
-	Error     string `json:"error,omitempty"` // why it doesn't run, one line
+	Error     string `json:"error,omitempty"` // why it doesn't run or isn't protected, one line
 	Output    string `json:"output"`          // the level of the output rule
 
 	Position uint64  `json:"position"` // counted exits

@@ -18,8 +18,8 @@ import (
 
 // Roles of a VM beside those of its own process.
 const (
-	roleStarting = "starting"
-	roleFailed   = "failed"
+	roleWaiting = "waiting" // for its process
+	roleFailed  = "failed"
 )
 
 // Host implements server.Backend.
@@ -114,7 +114,7 @@ func (d *instance) look(ctx context.Context, v *vm) api.VM {
 	case !errors.Is(err, vmsock.ErrDown):
 		state.Error = err.Error()
 	case v.running() || state.Error == "":
-		state.Role = roleStarting
+		state.Role = roleWaiting
 	}
 	return state
 }

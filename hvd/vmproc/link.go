@@ -27,10 +27,12 @@ func (h *handler) Up(c *session.Conn) {
 }
 
 // Down forgets it, and what was arriving on it.
-func (h *handler) Down(_ *session.Conn, err error) {
+func (h *handler) Down(c *session.Conn, err error) {
 	p := (*Process)(h)
 	p.mu.Lock()
 	p.conn = nil
+	offered := p.offered == c
+	p.offered = nil
 	in := p.incoming
 	p.incoming = nil
 	p.mu.Unlock()
@@ -38,7 +40,10 @@ func (h *handler) Down(_ *session.Conn, err error) {
 		in.drop()
 	}
 	p.post(pair.LinkDown{})
-	if !errors.Is(err, session.ErrClosed) {
+	switch {
+	case errors.Is(err, session.ErrBye) && offered:
+		p.turnedDown(c.Peer().Incarnation, err)
+	case !errors.Is(err, session.ErrClosed):
 		p.say(fmt.Sprintf("link: %v", err))
 	}
 }
@@ -67,7 +72,12 @@ func (h *handler) Trouble(err error) { (*Process)(h).say("link: " + err.Error())
 // Frame takes a frame of the stream.
 func (h *handler) Frame(c *session.Conn, f wire.Frame) {
 	p := (*Process)(h)
-	if err := p.frame(c, f); err != nil {
+	err := p.frame(c, f)
+	var no refusedError
+	switch {
+	case errors.As(err, &no):
+		c.Close(string(no))
+	case err != nil:
 		p.say("link: " + err.Error())
 		c.Abort(err)
 	}
@@ -89,7 +99,7 @@ func (p *Process) frame(c *session.Conn, f wire.Frame) error {
 		if err := json.Unmarshal(f.Payload, &s); err != nil {
 			return fmt.Errorf("%w: seed header: %w", wire.ErrFrame, err)
 		}
-		return p.beginSeed(s)
+		return p.beginSeed(c.Peer().Incarnation, s)
 	}
 	if in == nil {
 		return nil // of a transfer that was given up here

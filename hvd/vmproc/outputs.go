@@ -205,14 +205,26 @@ func (p *Process) event(o pair.Event) {
 	p.say(e.Role + ": " + e.What)
 }
 
-// time measures a failover from the roles that it passes through.
-func (p *Process) time(before, after pair.Role) {
+// suspicion is why a secondary began to suspect its primary in a step that had
+// these outputs; "" if it didn't.
+func suspicion(out []pair.Output) string {
+	for _, o := range out {
+		if e, ok := o.(pair.Event); ok && e.Role == pair.Consuming {
+			return e.What
+		}
+	}
+	return ""
+}
+
+// time measures a failover from the roles that it passes through. cause is why
+// it began, in the step that began it.
+func (p *Process) time(before, after pair.Role, cause string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	since := func() float64 { return float64(time.Since(p.heard).Microseconds()) / 1000 }
 	switch {
 	case before == pair.Secondary && after == pair.Consuming:
-		p.failover = api.Failover{At: time.Now(), DetectionMS: since()}
+		p.failover = api.Failover{At: time.Now(), Cause: cause, DetectionMS: since()}
 		p.timing = true
 	case !p.timing:
 	case after == pair.Fencing:
@@ -232,12 +244,15 @@ func (p *Process) fault(g *guest, err error) {
 	p.post(pair.Faulted{Fault: g.faultOf(err)})
 }
 
-// note keeps a line for whoever asks what is wrong, and prints it.
+// note keeps a line for whoever asks what is wrong, and prints it. An empty one
+// says that nothing is any more.
 func (p *Process) note(line string) {
 	p.mu.Lock()
 	p.trouble = line
 	p.mu.Unlock()
-	p.say(line)
+	if line != "" {
+		p.say(line)
+	}
 }
 
 // command is a user's.
@@ -247,12 +262,13 @@ func (p *Process) command(v pair.Verb) { p.post(pair.Command{Verb: v}) }
 type seedHeader struct {
 	Seed   pair.Seed `json:"seed"`
 	Memory uint64    `json:"memory"` // bytes
+	Host   traits    `json:"host"`   // the sender's
 }
 
 func (h seedHeader) encode() []byte {
 	b, err := json.Marshal(h)
 	if err != nil {
-		panic(err) // numbers only
+		panic(err) // numbers and texts only
 	}
 	return b
 }

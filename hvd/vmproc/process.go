@@ -82,6 +82,7 @@ type Process struct {
 	host *hostcfg.Config
 	key  ed25519.PrivateKey
 	def  volume.Definition
+	own  traits
 
 	sys     *kvm.System
 	session *iscsi.Session
@@ -100,6 +101,7 @@ type Process struct {
 	conn     *session.Conn
 	guest    *guest
 	incoming *incoming
+	offered  *session.Conn  // carries a state transfer that the peer hasn't taken yet
 	progress *pair.Progress // the newest that the loop hasn't seen
 	events   []api.Event
 	heard    time.Time // last heartbeat
@@ -110,6 +112,7 @@ type Process struct {
 	failover api.Failover
 	timing   bool // a failover is being timed
 	failed   *api.Failover
+	refused  refusal
 	seeded   *api.Seed
 }
 
@@ -155,6 +158,9 @@ func (p *Process) open(ctx context.Context) error {
 		return errors.New("no volume: host.json names none")
 	}
 	if p.sys, err = kvm.Open(); err != nil {
+		return err
+	}
+	if p.own, err = hostTraits(p.sys); err != nil {
 		return err
 	}
 	if err := p.openVolume(ctx); err != nil {
@@ -343,9 +349,12 @@ func (p *Process) step(ctx context.Context, in pair.Input) {
 	after := p.pair.Role()
 	p.mu.Lock()
 	p.role, p.epoch, p.safe = after, p.pair.Block().Epoch, p.pair.Protected()
+	if after == pair.Gating {
+		p.offered = nil
+	}
 	p.mu.Unlock()
 	if before != after {
-		p.time(before, after)
+		p.time(before, after, suspicion(out))
 	}
 	for _, o := range out {
 		p.do(ctx, o)

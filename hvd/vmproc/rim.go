@@ -101,6 +101,9 @@ func (r *rim) disk(x board.Effect) {
 	for said := false; ; said = true {
 		data, err := r.transfer(x)
 		if err == nil {
+			if said {
+				r.p.note("")
+			}
 			done.Data = data
 			break
 		}

@@ -3,6 +3,7 @@ package vmproc
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -119,8 +120,18 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 	g.stopSeed()
 	ctx, g.seeding = context.WithCancel(ctx)
 	go func() {
+		if hold := p.holdSeed(conn.Peer().Incarnation); hold > 0 {
+			select {
+			case <-time.After(hold):
+			case <-ctx.Done():
+				return
+			}
+		}
+		p.mu.Lock()
+		p.offered = conn
+		p.mu.Unlock()
 		before := p.link.Stats().BytesOut
-		head := seedHeader{Seed: seed, Memory: g.m.Memory.Size()}
+		head := seedHeader{Seed: seed, Memory: g.m.Memory.Size(), Host: p.own}
 		err := conn.Send(wire.Frame{Type: wire.TypeSeedBegin, Payload: head.encode()})
 		var stats vm.SeedStats
 		if err == nil {
@@ -129,7 +140,9 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 		}
 		if err != nil {
 			if ctx.Err() == nil {
-				p.say("state transfer: " + err.Error())
+				if !errors.Is(err, session.ErrBye) { // else Down tells it
+					p.say("state transfer: " + err.Error())
+				}
 				p.post(pair.Faulted{Fault: pair.SeedFailed})
 			}
 			return
@@ -139,7 +152,7 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 			TotalMS: ms(stats.Total), PauseMS: ms(stats.Pause),
 		}
 		p.mu.Lock()
-		p.seeded = done
+		p.seeded, p.trouble = done, ""
 		p.mu.Unlock()
 		p.say(fmt.Sprintf("state transfer: %d pages, %d bytes in %.0f ms, the guest stood still for %.1f ms",
 			done.Pages, done.Bytes, done.TotalMS, done.PauseMS))
@@ -168,10 +181,11 @@ func (in *incoming) drop() {
 	}
 }
 
-// beginSeed makes an empty machine for what arrives.
-func (p *Process) beginSeed(s seedHeader) error {
-	if want := uint64(p.def.MemoryMiB) << 20; s.Memory != want {
-		return fmt.Errorf("the peer's copy has %d bytes of memory, this one %d: has the VM's definition changed?", s.Memory, want)
+// beginSeed makes an empty machine for what arrives, if this host can follow the
+// one whose process has that incarnation.
+func (p *Process) beginSeed(from uint64, s seedHeader) error {
+	if line := p.unfit(s); line != "" {
+		return p.refuse(from, line)
 	}
 	g, err := p.newGuest(context.Background())
 	if err != nil {
@@ -195,6 +209,22 @@ func (p *Process) beginSeed(s seedHeader) error {
 	}
 	p.post(pair.SeedBegin{Seed: s.Seed})
 	return nil
+}
+
+// unfit says in one line why this host can't take a state transfer, "" if it can.
+func (p *Process) unfit(s seedHeader) string {
+	peer := ""
+	if p.host.Peer != nil {
+		peer = p.host.Peer.Name
+	}
+	if line := mismatch(p.host.Name, p.own, peer, s.Host); line != "" {
+		return line
+	}
+	if want := uint64(p.def.MemoryMiB) << 20; s.Memory != want {
+		return fmt.Sprintf("host %s can't protect the VM: its copy has %d bytes of memory, host %s's has %d; if the VM's definition was changed, stop the VM and start it again",
+			p.host.Name, want, peer, s.Memory)
+	}
+	return ""
 }
 
 func (in *incoming) page(n int, data []byte) error {

@@ -1,0 +1,27 @@
+package vmproc
+
+import (
+	"testing"
+
+	"github.com/duet-ft/duet/ftlink/pair"
+)
+
+// TestFailoverCause times a failover from the outputs of its steps.
+func TestFailoverCause(t *testing.T) {
+	p := &Process{}
+	step := func(before, after pair.Role, out ...pair.Output) { p.time(before, after, suspicion(out)) }
+	step(pair.Receiving, pair.Secondary, pair.Event{Role: pair.Secondary, What: "holds the full state"})
+	step(pair.Secondary, pair.Consuming, pair.Event{Role: pair.Consuming, What: "the primary is silent"}, pair.Consume{})
+	step(pair.Consuming, pair.Secondary, pair.Event{Role: pair.Secondary, What: "the primary is heard again"})
+	if p.failed != nil || p.timing {
+		t.Fatalf("a suspicion that was none is a failover: %+v", p.failed)
+	}
+	step(pair.Secondary, pair.Consuming, pair.Event{Role: pair.Secondary, What: "the stream broke"},
+		pair.Event{Role: pair.Consuming, What: "the primary was restarted"}, pair.Consume{})
+	step(pair.Consuming, pair.Claiming, pair.Event{Role: pair.Claiming, What: "asks for the block"})
+	step(pair.Claiming, pair.Fencing)
+	step(pair.Fencing, pair.Alone, pair.Event{Role: pair.Alone, What: "live"})
+	if p.failed == nil || p.failed.Cause != "the primary was restarted" {
+		t.Errorf("failover %+v, want the cause of the step that began it", p.failed)
+	}
+}
