@@ -8,13 +8,13 @@ parts := appliance ftlink hvd image
 .NOTPARALLEL: # two emulated hosts on one core would run into their time limits
 
 help:
-	@echo 'make test             all tests: check, pure, nested (about half an hour)'
+	@echo 'make test             all tests: check, pure, nested'
 	@echo 'make check            formatting, go vet, staticcheck'
 	@echo 'make pure             the tests that start no emulated hosts'
 	@echo 'make nested           the tests in emulated hosts, one after the other'
 	@echo 'make demo [SEED=n] [KEEP=1]   a pair in QEMU whose hosts are killed under load'
 	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n plays one, with a trace'
-	@echo 'make bench            benchmarks of the log path and of the link'
+	@echo 'make bench            benchmarks: iSCSI, link, codecs'
 	@echo 'make image [OUT=FILE] the disk image of a host'
 	@echo 'make kernel           rebuild image/kernel/vmlinuz'
 	@echo 'make fmt              format all sources'
