@@ -11,7 +11,6 @@ import (
 
 	"github.com/diskfs/go-diskfs"
 	"github.com/diskfs/go-diskfs/partition/gpt"
-	"golang.org/x/sys/unix"
 )
 
 func TestDirectCmdline(t *testing.T) {
@@ -96,40 +95,6 @@ func TestCopyRefusesPathsOutside(t *testing.T) {
 	err := img.Copy(context.Background(), filepath.Join(t.TempDir(), "a.img"), map[string][]byte{"../x": nil})
 	if err == nil || !strings.Contains(err.Error(), "not a path below /perm") {
 		t.Errorf("error %v", err)
-	}
-}
-
-func TestSparseCopy(t *testing.T) {
-	dir := t.TempDir()
-	src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
-	f, err := os.Create(src)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt([]byte("begin"), 0); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt([]byte("middle"), 64<<20); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Truncate(128 << 20); err != nil {
-		t.Fatal(err)
-	}
-	f.Close()
-	if err := sparseCopy(dst, src); err != nil {
-		t.Fatal(err)
-	}
-	a, _ := os.ReadFile(src)
-	b, _ := os.ReadFile(dst)
-	if !bytes.Equal(a, b) {
-		t.Error("the copy differs")
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(dst, &st); err != nil {
-		t.Fatal(err)
-	}
-	if st.Blocks*512 > 8<<20 {
-		t.Errorf("the copy of 11 bytes in 128 MiB of holes takes %d bytes", st.Blocks*512)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,7 +12,8 @@ import (
 
 	"github.com/diskfs/go-diskfs"
 	"github.com/diskfs/go-diskfs/partition/gpt"
-	"golang.org/x/sys/unix"
+
+	"github.com/duet-ft/duet/image/sparse"
 )
 
 const (
@@ -25,7 +25,7 @@ const (
 // Copy makes a disk for one host: a sparse copy of the image at path whose /perm holds the given files. Keys are
 // paths relative to /perm, such as "duet/host.json". Files are readable by root only. It needs mke2fs, but not root.
 func (i *Image) Copy(ctx context.Context, path string, perm map[string][]byte) error {
-	if err := sparseCopy(path, i.Path); err != nil {
+	if err := sparse.Copy(path, i.Path, 0o600); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp(filepath.Dir(path), "perm-")
@@ -144,40 +144,4 @@ func directCmdline(line, console, bootGUID string) (string, error) {
 		prefix = append(prefix, "console="+console)
 	}
 	return strings.Join(append(prefix, fields...), " "), nil
-}
-
-// sparseCopy copies the file src to dst and leaves holes where src has holes.
-func sparseCopy(dst, src string) error {
-	in, err := os.Open(src)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	out, err := os.OpenFile(dst, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	if err := out.Truncate(info.Size()); err != nil {
-		return err
-	}
-	for end := int64(0); ; {
-		start, err := unix.Seek(int(in.Fd()), end, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return out.Close() // only a hole is left
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", src, err)
-		}
-		if end, err = unix.Seek(int(in.Fd()), start, unix.SEEK_HOLE); err != nil {
-			return fmt.Errorf("%s: %w", src, err)
-		}
-		if _, err := io.Copy(io.NewOffsetWriter(out, start), io.NewSectionReader(in, start, end-start)); err != nil {
-			return err
-		}
-	}
 }

@@ -1,14 +1,13 @@
 package guest
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
+
+	"github.com/duet-ft/duet/image/sparse"
 )
 
 // move renames a finished file into the cache, or copies it there from another
@@ -50,42 +49,4 @@ func prune(dir, pattern, current string) error {
 }
 
 // Copy makes a copy of an image, for a guest to write to; holes stay holes.
-func Copy(to, from string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	out, err := os.Create(to)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(copySparse(out, in, info.Size()), out.Close()); err != nil {
-		os.Remove(to)
-		return fmt.Errorf("copy the guest's image: %w", err)
-	}
-	return nil
-}
-
-// copySparse copies size bytes piece by piece, and leaves out pieces of zeros.
-func copySparse(out *os.File, in io.Reader, size int64) error {
-	buf := make([]byte, 64<<10)
-	zero := make([]byte, len(buf))
-	for at := int64(0); at < size; at += int64(len(buf)) {
-		p := buf[:min(int64(len(buf)), size-at)]
-		if _, err := io.ReadFull(in, p); err != nil {
-			return err
-		}
-		if bytes.Equal(p, zero[:len(p)]) {
-			continue
-		}
-		if _, err := out.WriteAt(p, at); err != nil {
-			return err
-		}
-	}
-	return out.Truncate(size)
-}
+func Copy(to, from string) error { return sparse.Copy(to, from, 0o644) }
