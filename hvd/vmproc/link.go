@@ -66,8 +66,12 @@ func (h *handler) Heartbeat(path session.Path, payload []byte) {
 	p.post(pair.Received{Path: from, Msg: m})
 }
 
-// Trouble is for people.
-func (h *handler) Trouble(err error) { (*Process)(h).say("link: " + err.Error()) }
+// Trouble is for people; a host that has no peer has none.
+func (h *handler) Trouble(err error) {
+	if p := (*Process)(h); p.host.Peer != nil {
+		p.say("link: " + err.Error())
+	}
+}
 
 // Frame takes a frame of the stream.
 func (h *handler) Frame(c *session.Conn, f wire.Frame) {
