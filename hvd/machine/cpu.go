@@ -1,11 +1,11 @@
 package machine
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"strings"
+
+	"github.com/klauspost/cpuid/v2"
 
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/vcpu"
@@ -15,7 +15,7 @@ import (
 // ones: an instruction that one of them lacks, or does otherwise, would end
 // lockstep.
 type CPU struct {
-	Name        string // the brand string, CPUID leaves 0x80000002 to 4
+	Name        string // the host's brand string, for people; KVM shows guests none
 	Fingerprint string // SHA-256 of all leaves that the guest sees, its first 12 hexadecimal digits
 }
 
@@ -25,12 +25,11 @@ func HostCPU(sys *kvm.System) (CPU, error) {
 	if err != nil {
 		return CPU{}, err
 	}
-	return describe(vcpu.Leaves(host)), nil
+	return CPU{Name: cpuid.CPU.BrandName, Fingerprint: fingerprint(vcpu.Leaves(host))}, nil
 }
 
-// describe makes a CPU of the leaves that a guest sees.
-func describe(leaves []kvm.CPUID) CPU {
-	var name [3 * 16]byte
+// fingerprint tells sets of leaves apart.
+func fingerprint(leaves []kvm.CPUID) string {
 	sum := sha256.New()
 	for _, l := range leaves {
 		var b [7 * 4]byte
@@ -38,13 +37,6 @@ func describe(leaves []kvm.CPUID) CPU {
 			binary.LittleEndian.PutUint32(b[4*i:], v)
 		}
 		sum.Write(b[:])
-		if n := l.Function - 0x80000002; n < 3 {
-			copy(name[16*n:], b[12:])
-		}
 	}
-	brand, _, _ := bytes.Cut(name[:], []byte{0})
-	return CPU{
-		Name:        strings.Join(strings.Fields(string(brand)), " "),
-		Fingerprint: hex.EncodeToString(sum.Sum(nil)[:6]),
-	}
+	return hex.EncodeToString(sum.Sum(nil)[:6])
 }

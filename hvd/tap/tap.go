@@ -3,7 +3,7 @@
 //
 // # Place
 //
-// Part of the rim of a VM (hvd/copy). A tap exists only while its VM is live
+// Part of the rim of a VM (hvd/vmproc). A tap exists only while its VM is live
 // here: opening it is what "open the network" means when a secondary takes
 // over. It imports nothing of ours.
 package tap

@@ -1,10 +1,11 @@
-// Package transfer is the state transfer: how (part of) a machine's memory and
-// state at one position goes to the other copy.
+// Package transfer is the form in which pages of a machine's memory go into the
+// log: what a resync ships.
 //
 // # Place
 //
-// hvd/machine uses the delta for resyncs; hvd/vm uses Plan to seed a secondary
-// while the guest runs. Pure. It imports nothing of ours.
+// hvd/machine makes and applies deltas. A seeding's pages travel as ftlink/wire's
+// frames instead, because they go beside the log and not in it. Pure. It imports
+// nothing of ours.
 //
 // # Delta
 //

@@ -34,7 +34,7 @@ var guestMAC = [6]byte{0x52, 0x54, 0, 0xd0, 0xe7, 1}
 
 // duetKVM opens the host's KVM, or skips: these tests run in the host that
 // image/boottest builds around them.
-func duetKVM(t *testing.T) *kvm.System {
+func duetKVM(t testing.TB) *kvm.System {
 	t.Helper()
 	sys, err := kvm.Open()
 	if err != nil {
@@ -54,7 +54,7 @@ func tcgConfig() Config {
 
 // bootDebian makes a machine that stands at the first instruction of the
 // guest's kernel. The seed makes two of them equal.
-func bootDebian(t *testing.T, sys *kvm.System) *machine.Machine {
+func bootDebian(t testing.TB, sys *kvm.System) *machine.Machine {
 	t.Helper()
 	disk, err := os.Open(guestDisk)
 	if err != nil {

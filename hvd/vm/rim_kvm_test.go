@@ -35,7 +35,7 @@ type testRim struct {
 	dhcp    *server4.Server
 }
 
-func newTestRim(t *testing.T) *testRim {
+func newTestRim(t testing.TB) *testRim {
 	t.Helper()
 	f, err := os.Open(guestDisk)
 	if err != nil {
@@ -45,7 +45,7 @@ func newTestRim(t *testing.T) *testRim {
 }
 
 // openNetwork gives this host 10.0.0.1 on the guest's tap.
-func (r *testRim) openNetwork(t *testing.T) {
+func (r *testRim) openNetwork(t testing.TB) {
 	t.Helper()
 	dev, err := tap.Open("guest0", "")
 	if err != nil {
@@ -114,7 +114,9 @@ func (r *testRim) Effect(x board.Effect) {
 		r.mu.Lock()
 		r.console = append(r.console, x.Data...)
 		r.mu.Unlock()
-		os.Stdout.Write(x.Data)
+		if testing.Verbose() {
+			os.Stdout.Write(x.Data)
+		}
 	}
 }
 

@@ -4,8 +4,8 @@
 //
 // # Place
 //
-// hvd/copy, which plays a copy's role in the pair, tells an Engine what to do.
-// It imports hvd/{board,event,lockstep,machine,transfer} and nothing of the
+// hvd/vmproc, the process of a VM, tells an Engine what to do.
+// It imports hvd/{board,event,lockstep,machine,mem} and nothing of the
 // link or the volume: those are behind Rim and Config.Log.
 //
 // # Threads

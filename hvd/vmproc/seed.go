@@ -25,6 +25,11 @@ import (
 //	State      the machine's rest, JSON of seedState, in pieces
 //	SeedEnd    empty
 //	Log        from LSN 0
+//
+// A host that can't follow the other (another processor, image or log format)
+// answers SeedBegin by Bye, which says why. The sender then lets that process
+// alone for refuseAgain: it stays in role seeding and sends nothing meanwhile,
+// so that neither the guest nor the list of events suffers.
 type seedState struct {
 	Base     event.Base        `json:"base"`
 	Snapshot *machine.Snapshot `json:"snapshot"`
