@@ -14,41 +14,39 @@ import (
 
 // ioctl requests; the high half of those with an argument is its size.
 const (
-	getAPIVersion      = 0xAE00
-	createVM           = 0xAE01
-	checkExtension     = 0xAE03
-	getVCPUMmapSize    = 0xAE04
-	getSupportedCPUID  = 0xC008AE05
-	createVCPU         = 0xAE41
-	getDirtyLog        = 0x4010AE42
-	setUserMemory      = 0x4020AE46
-	setTSSAddr         = 0xAE47
-	setIdentityMapAddr = 0x4008AE48
-	run                = 0xAE80
-	getRegs            = 0x8090AE81
-	setRegs            = 0x4090AE82
-	getSregs           = 0x8138AE83
-	setSregs           = 0x4138AE84
-	interrupt          = 0x4004AE86
-	getMSRs            = 0xC008AE88
-	setMSRs            = 0x4008AE89
-	translate          = 0xC018AE85
-	getTSCKHz          = 0xAEA3
-	setCPUID2          = 0x4008AE90
-	getCPUID2          = 0xC008AE91
-	setGuestDebug      = 0x4048AE9B
-	getEvents          = 0x8040AE9F
-	setEvents          = 0x4040AEA0
-	getDebugRegs       = 0x8080AEA1
-	setDebugRegs       = 0x4080AEA2
-	enableCap          = 0x4068AEA3
-	getXSAVE           = 0x9000AEA4
-	setXSAVE           = 0x5000AEA5
-	getXCRs            = 0x8188AEA6
-	setXCRs            = 0x4188AEA7
-	clearDirtyLog      = 0xC018AEC0
-	preFaultMemory     = 0xC040AED5
-	setMSRFilter       = 0x4188AEC6
+	getAPIVersion     = 0xAE00
+	createVM          = 0xAE01
+	checkExtension    = 0xAE03
+	getVCPUMmapSize   = 0xAE04
+	getSupportedCPUID = 0xC008AE05
+	createVCPU        = 0xAE41
+	getDirtyLog       = 0x4010AE42
+	setUserMemory     = 0x4020AE46
+	setTSSAddr        = 0xAE47
+	run               = 0xAE80
+	getRegs           = 0x8090AE81
+	setRegs           = 0x4090AE82
+	getSregs          = 0x8138AE83
+	setSregs          = 0x4138AE84
+	interrupt         = 0x4004AE86
+	getMSRs           = 0xC008AE88
+	setMSRs           = 0x4008AE89
+	translate         = 0xC018AE85
+	getTSCKHz         = 0xAEA3
+	setCPUID2         = 0x4008AE90
+	setGuestDebug     = 0x4048AE9B
+	getEvents         = 0x8040AE9F
+	setEvents         = 0x4040AEA0
+	getDebugRegs      = 0x8080AEA1
+	setDebugRegs      = 0x4080AEA2
+	enableCap         = 0x4068AEA3
+	getXSAVE          = 0x9000AEA4
+	setXSAVE          = 0x5000AEA5
+	getXCRs           = 0x8188AEA6
+	setXCRs           = 0x4188AEA7
+	clearDirtyLog     = 0xC018AEC0
+	preFaultMemory    = 0xC040AED5
+	setMSRFilter      = 0x4188AEC6
 )
 
 // ioctlPtr passes a pointer. It is pinned by being an argument of the call, as
@@ -122,7 +120,6 @@ type VM struct {
 	fd    int
 	slots []mem.Region
 	mem   *mem.Memory
-	log   bool
 }
 
 // NewVM makes a virtual machine with the given flags of Duet's capability and
@@ -217,7 +214,6 @@ func (v *VM) LogDirty(on bool) error {
 			return fmt.Errorf("map %d bytes of guest memory at %#x: %w", r.Size, r.Guest, err)
 		}
 	}
-	v.log = on
 	return nil
 }
 

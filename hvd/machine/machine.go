@@ -283,9 +283,6 @@ func (m *Machine) Base() event.Base {
 	return event.Base{Pos: m.pos, Now: m.cpu.Counters().Base, Traps: m.cpu.Counters().Traps}
 }
 
-// Traps is the number of counted traps.
-func (m *Machine) Traps() uint64 { return m.cpu.Counters().Traps }
-
 // Clock is the guest's clock: the last value that it can have read, ns.
 func (m *Machine) Clock() uint64 { return m.cpu.Counters().Derived() }
 

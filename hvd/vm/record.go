@@ -6,7 +6,6 @@ import (
 
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/lockstep"
-	"github.com/duet-ft/duet/hvd/machine"
 )
 
 // timed is an effect with the time when it was made.
@@ -146,6 +145,3 @@ const (
 
 // Lag is how long ago the primary made what the secondary hasn't executed yet.
 func (e *Engine) Lag() time.Duration { return e.lag.now() }
-
-// Snapshot captures the machine; inside Do.
-func (e *Engine) Snapshot() (*machine.Snapshot, error) { return e.m.Snapshot() }
