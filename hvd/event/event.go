@@ -15,13 +15,15 @@
 // n to the next: Stop and Resync. They carry position n; what they made is
 // exit n+1.
 //
-// # Layout, version 1
+// # Layout, version 2
 //
 // A log is a sequence of entries without padding. Integers are unsigned
 // LEB128 varints unless said otherwise.
 //
-//	tag      u8       kind in bits 0-3; bits 4-7: position less the last
-//	                  entry's position, 15 when it is 15 or more
+//	tag      u8       kind in bits 0-3, 0 when it is 16 or more; bits 4-7:
+//	                  position less the last entry's position, 15 when it is
+//	                  15 or more
+//	kind     u8       only after a tag with kind 0
 //	more     varint   that difference less 15; only after a tag with 15
 //	payload           by kind:
 //
@@ -38,6 +40,7 @@
 //	11 Mark       fingerprint's low half, u32 little endian
 //	12 Live       epoch
 //	13 Jump       now less the last now (ns)
+//	16 Digest     length, bytes (what hvd/machine compares beside exits)
 //
 // The codec is relative to the last entry, so both ends start from the same
 // Base: the position, now and traps of the state transfer that the log
@@ -51,7 +54,7 @@ import (
 )
 
 // Version is the version of the layout above.
-const Version = 1
+const Version = 2
 
 // MaxData bounds the bytes that one entry carries.
 const MaxData = 320 << 20
@@ -74,17 +77,26 @@ const (
 	Mark                       // no input up to Pos; Hash is the fingerprint there
 	Live                       // from here on the log is that of a new primary
 	Jump                       // the guest's clock jumps to Now; timers that it passes fire once
-	kinds
 )
 
-var names = [kinds]string{
+// The rare kinds, whose tag is a byte longer.
+const (
+	Digest Kind = 16 + iota // Data is a digest of the state at Pos, to be compared
+	// Kinds is above every kind.
+	Kinds
+)
+
+// extended is the first of the rare kinds.
+const extended = 16
+
+var names = [Kinds]string{
 	Time: "time", Deadline: "deadline", Frame: "frame", DiskDone: "disk-done", Vsock: "vsock",
 	VsockReset: "vsock-reset", Console: "console", Power: "power", Stop: "stop", Resync: "resync",
-	Mark: "mark", Live: "live", Jump: "jump",
+	Mark: "mark", Live: "live", Jump: "jump", Digest: "digest",
 }
 
 func (k Kind) String() string {
-	if k < kinds && names[k] != "" {
+	if k < Kinds && names[k] != "" {
 		return names[k]
 	}
 	return fmt.Sprintf("kind(%d)", uint8(k))
@@ -127,7 +139,11 @@ func NewEncoder(b Base) *Encoder { return &Encoder{b} }
 func (c *Encoder) Append(dst []byte, e Entry) []byte {
 	delta := e.Pos - c.base.Pos
 	c.base.Pos = e.Pos
-	dst = append(dst, byte(e.Kind)|byte(min(delta, 15))<<4)
+	if steps := byte(min(delta, 15)) << 4; e.Kind < extended {
+		dst = append(dst, byte(e.Kind)|steps)
+	} else {
+		dst = append(dst, steps, byte(e.Kind))
+	}
 	if delta >= 15 {
 		dst = binary.AppendUvarint(dst, delta-15)
 	}
@@ -140,7 +156,7 @@ func (c *Encoder) Append(dst []byte, e Entry) []byte {
 		dst = binary.AppendUvarint(dst, e.ID)
 		dst = append(dst, e.Status)
 		dst = appendData(dst, e.Data)
-	case Frame, Vsock, Console, Resync:
+	case Frame, Vsock, Console, Resync, Digest:
 		dst = appendData(dst, e.Data)
 	case Stop:
 		dst = binary.AppendUvarint(dst, e.Traps-c.base.Traps)
@@ -170,6 +186,10 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 	r := reader{b: b}
 	tag := r.byte()
 	e := Entry{Kind: Kind(tag & 15)}
+	if e.Kind == 0 && !r.short {
+		e.Kind = Kind(r.byte())
+		r.bad = !r.short && e.Kind < extended
+	}
 	delta := uint64(tag >> 4)
 	if delta == 15 {
 		delta += r.uvarint()
@@ -186,7 +206,7 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		disk := r.uvarint()
 		r.bad = r.bad || disk > 255
 		e.Disk, e.ID, e.Status, e.Data = int(disk&255), r.uvarint(), r.byte(), r.data()
-	case Frame, Vsock, Console, Resync:
+	case Frame, Vsock, Console, Resync, Digest:
 		e.Data = r.data()
 	case Stop:
 		e.Traps = d.base.Traps + r.uvarint()
@@ -199,7 +219,7 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		e.ID = r.uvarint()
 	case Deadline, VsockReset, Power:
 	default:
-		r.bad = len(b) > 0
+		r.bad = !r.short
 	}
 	if !r.bad && r.short {
 		return Entry{}, 0, ErrPartial

@@ -21,8 +21,11 @@ func TestLayout(t *testing.T) {
 		{Pos: 203, Kind: Frame, Data: []byte{1, 2, 3}},
 		{Pos: 203, Kind: Power},
 		{Pos: 203, Kind: Live, ID: 9},
+		{Pos: 204, Kind: Digest, Data: []byte{5, 6}},
+		{Pos: 304, Kind: Digest, Data: []byte{7}},
 	}
-	want := "02" + "21ac02" + "f45501ac020201aa" + "090d" + "1b04030201" + "0303010203" + "08" + "0c09"
+	want := "02" + "21ac02" + "f45501ac020201aa" + "090d" + "1b04030201" + "0303010203" + "08" + "0c09" +
+		"1010020506" + "f010550107"
 	base := Base{Pos: 100, Now: 1000, Traps: 64}
 	enc, dec := NewEncoder(base), NewDecoder(base)
 	var b []byte
@@ -60,7 +63,7 @@ func TestRoundTrip(t *testing.T) {
 		cur := base
 		for range rapid.IntRange(1, 20).Draw(t, "n") {
 			cur.Pos += rapid.SampledFrom([]uint64{0, 1, 14, 15, 16, 1000, 1 << 33}).Draw(t, "delta")
-			e := Entry{Pos: cur.Pos, Kind: rapid.SampledFrom([]Kind{Time, Deadline, Frame, DiskDone, Vsock, VsockReset, Console, Power, Stop, Resync, Mark, Live, Jump}).Draw(t, "kind")}
+			e := Entry{Pos: cur.Pos, Kind: rapid.SampledFrom([]Kind{Time, Deadline, Frame, DiskDone, Vsock, VsockReset, Console, Power, Stop, Resync, Mark, Live, Jump, Digest}).Draw(t, "kind")}
 			data := rapid.SliceOfN(rapid.Byte(), 1, 40).Draw(t, "data")
 			switch e.Kind {
 			case Time, Jump:
@@ -68,7 +71,7 @@ func TestRoundTrip(t *testing.T) {
 				e.Now = cur.Now
 			case DiskDone:
 				e.Disk, e.ID, e.Status, e.Data = 3, rapid.Uint64().Draw(t, "id"), 1, data
-			case Frame, Vsock, Console, Resync:
+			case Frame, Vsock, Console, Resync, Digest:
 				e.Data = data
 			case Stop:
 				cur.Traps += rapid.Uint64Range(0, 1<<30).Draw(t, "dtraps")

@@ -12,8 +12,8 @@ type Recorder struct {
 	markedAt uint64 // its position
 
 	// Counts by kind of entry, and their bytes, since NewRecorder.
-	Entries [16]uint64
-	Bytes   [16]uint64
+	Entries [event.Kinds]uint64
+	Bytes   [event.Kinds]uint64
 }
 
 // NewRecorder returns a recorder of the log that starts at base with LSN 0.
@@ -27,8 +27,8 @@ func (r *Recorder) Input(e event.Entry) {
 	r.buf = r.enc.Append(r.buf, e)
 	n = len(r.buf) - n
 	r.lsn += uint64(n)
-	r.Entries[e.Kind&15]++
-	r.Bytes[e.Kind&15] += uint64(n)
+	r.Entries[e.Kind]++
+	r.Bytes[e.Kind] += uint64(n)
 }
 
 // Mark writes the machine's fingerprint at pos, unless the log ends with that
