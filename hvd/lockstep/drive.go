@@ -86,8 +86,8 @@ func (s *Secondary[E]) Step() (Do, error) {
 		}
 	case Check:
 		if got := uint32(s.Machine.Fingerprint()); got != step.Entry.Hash {
-			return Check, fmt.Errorf("%w: fingerprint %08x at exit %d, the primary's is %08x",
-				ErrDiverged, got, step.Entry.Pos, step.Entry.Hash)
+			return Check, &Divergence{Kind: "exit", Position: step.Entry.Pos, Detail: fmt.Sprintf(
+				"the fingerprint is %08x, the primary's %08x", got, step.Entry.Hash)}
 		}
 		s.verified = step.LSN
 	}
@@ -109,11 +109,11 @@ func (s *Secondary[E]) run(stop uint64) error {
 	s.stopping = false
 	switch {
 	case (exit.Kind == Trapped) != (stop != Free):
-		return fmt.Errorf("%w: exit %d: stop wanted at trap %d, trapped %t at %d", ErrDiverged,
-			s.Machine.Position(), stop, exit.Kind == Trapped, exit.Traps)
+		return &Divergence{Kind: "stop", Position: s.Machine.Position(), Detail: fmt.Sprintf(
+			"a stop was wanted at trap %d, trapped %t at %d", stop, exit.Kind == Trapped, exit.Traps)}
 	case exit.Kind == Trapped && exit.Traps != stop:
-		return fmt.Errorf("%w: exit %d: stopped at trap %d, the primary at %d",
-			ErrDiverged, s.Machine.Position(), exit.Traps, stop)
+		return &Divergence{Kind: "stop", Position: s.Machine.Position(), Detail: fmt.Sprintf(
+			"it stopped at trap %d, the primary at %d", exit.Traps, stop)}
 	}
 	return nil
 }

@@ -45,6 +45,7 @@ package lockstep
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/duet-ft/duet/hvd/event"
 )
@@ -88,3 +89,18 @@ type Machine[E any] interface {
 
 // ErrDiverged says that a secondary's execution differs from the primary's.
 var ErrDiverged = errors.New("execution differs from the primary's")
+
+// Divergence is an ErrDiverged that says what differs.
+type Divergence struct {
+	Kind     string // what differs, in a word: exit, memory, cpu ...
+	Position uint64
+	Detail   string // a clause for people
+}
+
+// Error says where and what.
+func (d *Divergence) Error() string {
+	return fmt.Sprintf("%v: at exit %d %s", ErrDiverged, d.Position, d.Detail)
+}
+
+// Is makes it an ErrDiverged.
+func (d *Divergence) Is(target error) bool { return target == ErrDiverged }

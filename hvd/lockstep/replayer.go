@@ -81,7 +81,7 @@ func (r *Replayer) Next(pos uint64) (Step, error) {
 	e := r.head
 	switch {
 	case e.Pos < pos:
-		return Step{}, fmt.Errorf("%w: at exit %d, but the log has %v at %d", ErrDiverged, pos, e.Kind, e.Pos)
+		return Step{}, &Divergence{Kind: "exit", Position: pos, Detail: fmt.Sprintf("it is beyond the log's %v at %d", e.Kind, e.Pos)}
 	case e.Pos > pos:
 		return Step{Do: Run, Stop: Free}, nil
 	}

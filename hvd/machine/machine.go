@@ -31,9 +31,14 @@
 // xxh3 over the last fingerprint and, for each counted exit: reason, address,
 // size, data, the general registers with RIP and RFLAGS, the counted traps,
 // the time-stamp reads, and the content of every effect.
+//
+// Exits say nothing about memory that the guest doesn't use, so a window moves
+// over all of it once in 50 s of guest time. Each second its hash is compared,
+// with those of the CPU's and the devices' state, by a Digest entry.
 package machine
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -46,7 +51,6 @@ import (
 	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
-	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/vcpu"
 )
@@ -65,6 +69,10 @@ type Config struct {
 	MemoryBytes uint64
 	Board       board.Config
 	Traps       uint64 // kvm.Flag* to count beside time-stamps; those that the host lacks are left out
+
+	// How often all of memory is compared, and the CPU and devices are, in
+	// guest time; 0: see the package comment. Both copies need the same.
+	SweepCycle, DigestEvery time.Duration
 }
 
 // Machine is a virtual machine. All methods but Kick and RequestStop belong to
@@ -82,7 +90,7 @@ type Machine struct {
 	entered bool // the interrupt of this position is injected
 	halted  bool
 	off     board.EffectKind // PowerOff or Reset, once the guest did that
-	window  uint64           // host time-stamp ticks that an anchor stays fresh; 0: for ever
+	fresh   uint64           // host time-stamp ticks that an anchor stays fresh; 0: for ever
 	effects []board.Effect
 	scratch []byte
 	step    Step     // for Trace
@@ -90,6 +98,9 @@ type Machine struct {
 	harvest uint64   // deadlines since the last harvest
 	logging bool     // KVM logs dirty pages
 	logged  bool     // the execution is recorded or replayed: harvests count
+	window  Sweep
+	cycle   time.Duration // sweepCycle
+	compare time.Duration // digestEvery
 
 	// Trace, if set, is told of each counted exit, after it was answered.
 	Trace func(Step)
@@ -115,7 +126,7 @@ func New(sys *kvm.System, cfg Config) (_ *Machine, err error) {
 	if have&kvm.FlagTSC == 0 {
 		return nil, errors.New("this host's kernel can't derive time-stamps: it isn't Duet's image")
 	}
-	m := &Machine{}
+	m := &Machine{cycle: cmp.Or(cfg.SweepCycle, sweepCycle), compare: cmp.Or(cfg.DigestEvery, digestEvery)}
 	defer func() {
 		if err != nil {
 			m.Close()
@@ -236,6 +247,7 @@ func (m *Machine) collect() error {
 func (m *Machine) SetLogged(on bool) error {
 	m.logged = on
 	m.harvest = 0
+	m.window.restart(m.Clock())
 	err := m.collect()
 	clear(m.dirty)
 	return err
@@ -258,7 +270,7 @@ func (m *Machine) TakeDirty(set []uint64) error {
 // SetFresh makes time-stamp reads ask for a new anchor when the last one is
 // older than d; 0 for never, as on a secondary.
 func (m *Machine) SetFresh(d time.Duration) error {
-	m.window = 0
+	m.fresh = 0
 	m.cpu.Counters().Fresh = 0
 	if d == 0 {
 		return nil
@@ -267,8 +279,8 @@ func (m *Machine) SetFresh(d time.Duration) error {
 	if err != nil {
 		return err
 	}
-	m.window = max(1, uint64(d.Microseconds())*khz/1000)
-	m.cpu.Counters().Fresh = kvm.HostTSC() + m.window
+	m.fresh = max(1, uint64(d.Microseconds())*khz/1000)
+	m.cpu.Counters().Fresh = kvm.HostTSC() + m.fresh
 	return nil
 }
 
@@ -319,16 +331,19 @@ func (m *Machine) Apply(e event.Entry) error {
 		// Timers fire at Deadline entries only, one by one.
 		m.anchor(e.Now)
 		m.follow()
+		m.sweep()
 	case event.Jump:
 		m.anchor(e.Now)
 		m.Board.Advance(e.Now)
+		m.sweep()
 	case event.Deadline:
 		d, armed := m.Board.Deadline()
 		if !armed {
-			return fmt.Errorf("%w: a timer is due, but none is set", lockstep.ErrDiverged)
+			return m.diverged("timer", "a timer is due, but none is set")
 		}
 		m.anchor(d)
 		m.Board.Advance(d)
+		m.sweep()
 		if err := m.tick(); err != nil {
 			return err
 		}
@@ -336,7 +351,7 @@ func (m *Machine) Apply(e event.Entry) error {
 		m.Board.NetReceive(e.Data)
 	case event.DiskDone:
 		if err := m.Board.DiskDone(e.Disk, e.ID, e.Status, e.Data); err != nil {
-			return fmt.Errorf("%w: %v", lockstep.ErrDiverged, err)
+			return m.diverged("disk", err.Error())
 		}
 	case event.Vsock:
 		m.Board.VsockReceive(e.Data)
@@ -348,6 +363,8 @@ func (m *Machine) Apply(e event.Entry) error {
 		m.Board.PowerButton()
 	case event.Resync:
 		return m.resync(e.Data)
+	case event.Digest:
+		return m.compareDigest(e.Data)
 	default:
 		return fmt.Errorf("%v can't be applied", e.Kind)
 	}
@@ -359,8 +376,8 @@ func (m *Machine) Apply(e event.Entry) error {
 func (m *Machine) anchor(now uint64) {
 	c := m.cpu.Counters()
 	c.Base, c.Reads = max(now, c.Derived()), 0
-	if m.window != 0 {
-		c.Fresh = kvm.HostTSC() + m.window
+	if m.fresh != 0 {
+		c.Fresh = kvm.HostTSC() + m.fresh
 	}
 }
 
@@ -382,6 +399,9 @@ func (m *Machine) tick() error {
 	return nil
 }
 
+// steppedFlags are RFLAGS' RF and TF.
+const steppedFlags = 0x10100
+
 // fold mixes an exit into the fingerprint.
 func (m *Machine) fold(reason uint32, addr uint64, data []byte) {
 	c := m.cpu.Counters()
@@ -395,7 +415,7 @@ func (m *Machine) fold(reason uint32, addr uint64, data []byte) {
 	// RFLAGS is the last register. Its RF and TF bits depend on whether the
 	// host stepped over an instruction.
 	flags := b[len(b)-8:]
-	binary.LittleEndian.PutUint64(flags, binary.LittleEndian.Uint64(flags)&^0x10100)
+	binary.LittleEndian.PutUint64(flags, binary.LittleEndian.Uint64(flags)&^steppedFlags)
 	m.hash = xxh3.Hash(b)
 	m.scratch = b
 	if m.Trace != nil {

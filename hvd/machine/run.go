@@ -14,8 +14,7 @@ import (
 // ErrStopped is the guest's own end, which the other copy comes to as well.
 func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
 	if m.Waiting() {
-		return lockstep.Exit{}, fmt.Errorf("%w: it runs on at exit %d, but it has halted and no interrupt is pending",
-			lockstep.ErrDiverged, m.pos)
+		return lockstep.Exit{}, m.diverged("halt", "it has halted with no interrupt pending, but the primary runs on")
 	}
 	m.halted = false
 	if err := m.inject(); err != nil {

@@ -25,6 +25,7 @@ type Snapshot struct {
 	CPUID       []kvm.CPUID     `json:"cpuid"`
 	CPU         []byte          `json:"cpu"` // kvm.State.Append
 	Board       json.RawMessage `json:"board"`
+	Window      Sweep           `json:"window"`
 }
 
 // Snapshot captures the machine between two runs.
@@ -47,7 +48,7 @@ func (m *Machine) Snapshot() (*Snapshot, error) {
 	c.Stop, c.Fresh = lockstep.Free, 0 // the host's, not the guest's
 	return &Snapshot{
 		Position: m.pos, Fingerprint: m.hash, Halted: m.halted, Ended: uint8(m.off),
-		Counters: c, CPUID: m.cpuid, CPU: s.Append(nil), Board: b,
+		Counters: c, CPUID: m.cpuid, CPU: s.Append(nil), Board: b, Window: m.window,
 	}, nil
 }
 
@@ -70,7 +71,7 @@ func (m *Machine) Restore(s *Snapshot) error {
 	}
 	*m.cpu.Counters() = s.Counters
 	m.pos, m.hash, m.halted, m.off = s.Position, s.Fingerprint, s.Halted, board.EffectKind(s.Ended)
-	m.entered = false
+	m.entered, m.window = false, s.Window
 	return m.cpu.Settle()
 }
 
@@ -163,8 +164,8 @@ func (m *Machine) resync(data []byte) error {
 		return err
 	}
 	if left := mem.PageSet(mine); len(left) > 0 {
-		return fmt.Errorf("%w: %d pages were written here but not there, the first are pages %#x",
-			lockstep.ErrDiverged, len(left), left[:min(8, len(left))])
+		return m.diverged("pages", fmt.Sprintf("%d pages were written here but not there, the first are pages %#x",
+			len(left), left[:min(8, len(left))]))
 	}
 	if err := m.cpu.SetState(&s); err != nil {
 		return err

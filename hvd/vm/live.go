@@ -86,7 +86,14 @@ func (e *Engine) deliver() error {
 			return err
 		}
 	}
-	return nil
+	if e.primary == nil || !e.m.DigestDue() {
+		return nil
+	}
+	digest, err := e.m.Digest()
+	if err != nil {
+		return err
+	}
+	return e.input(event.Entry{Kind: event.Digest, Data: digest})
 }
 
 // clockInput says what the guest's clock and timers get at this position.
