@@ -94,7 +94,7 @@ func showVM(ctx context.Context, e env) error {
 		row(w, "network", "%d frames in, %d out", c.FramesIn, c.FramesOut)
 		row(w, "output delay", "%.2f ms, 99 %% below %.2f ms", c.DelayMedianMS, c.DelayP99MS)
 		if s := v.Seed; s != nil {
-			row(w, "last transfer", "%d pages, %d bytes, %d rounds, %.0f ms, pause %.1f ms", s.Pages, s.Bytes, s.Rounds, s.TotalMS, s.PauseMS)
+			row(w, "last transfer", "%d pages (%d were there), %d bytes, %d rounds, %.0f ms, pause %.1f ms", s.Pages, s.Known, s.Bytes, s.Rounds, s.TotalMS, s.PauseMS)
 		}
 		if f := v.Failover; f != nil {
 			row(w, "last failover", "%s, %s: detected %.0f ms, won %.0f ms, live %.0f ms, %d disk requests reissued",

@@ -7,7 +7,7 @@
 // TLS; hvd fills in the log, the pages and the state. It imports nothing of
 // ours.
 //
-// # Layout, version 1
+// # Layout, version 2
 //
 // A stream is a sequence of frames without padding. Integers are little
 // endian; a varint is an unsigned LEB128.
@@ -40,6 +40,9 @@
 //	7  SeedEnd    JSON; at most 64 KiB
 //	8  Control    JSON, a message of the pair protocol; at most 64 KiB
 //	9  Bye        text for people, why the stream ends; at most 1 KiB
+//	10 Have       first varint; then hashes of 16 bytes each, 1 to 4096, of
+//	              the pages from first on, which the receiver of a state
+//	              transfer has already. Empty: that was all.
 package wire
 
 import (
@@ -49,7 +52,7 @@ import (
 )
 
 // Version is the version of the layout above. Hello carries it.
-const Version = 1
+const Version = 2
 
 // HeaderSize is the size of a frame without its payload, in bytes.
 const HeaderSize = 8
@@ -77,6 +80,7 @@ const (
 	TypeSeedEnd        // a state transfer is complete
 	TypeControl        // a message of the pair protocol
 	TypeBye            // the sender closes the stream
+	TypeHave           // hashes of pages that are there already
 	types
 )
 
@@ -95,6 +99,7 @@ var rules = [types]struct {
 	TypeSeedEnd:   {"seed-end", 64 << 10, 0},
 	TypeControl:   {"control", 64 << 10, 0},
 	TypeBye:       {"bye", 1 << 10, 0},
+	TypeHave:      {"have", binary.MaxVarintLen64 + MaxHave*SumSize, 0},
 }
 
 func (t Type) String() string {

@@ -95,6 +95,7 @@ type Counters struct {
 // Seed is a state transfer.
 type Seed struct {
 	Pages   int     `json:"pages"`
+	Known   int     `json:"known"` // pages that the other host had already
 	Bytes   uint64  `json:"bytes"` // on the link
 	Rounds  int     `json:"rounds"`
 	TotalMS float64 `json:"total_ms"`

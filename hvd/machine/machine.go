@@ -70,6 +70,9 @@ type Config struct {
 	Board       board.Config
 	Traps       uint64 // kvm.Flag* to count beside time-stamps; those that the host lacks are left out
 
+	// Memory to use instead of new one, which the machine then owns.
+	Memory *mem.Memory
+
 	// How often all of memory is compared, and the CPU and devices are, in
 	// guest time; 0: see the package comment. Both copies need the same.
 	SweepCycle, DigestEvery time.Duration
@@ -132,8 +135,12 @@ func New(sys *kvm.System, cfg Config) (_ *Machine, err error) {
 			m.Close()
 		}
 	}()
-	if m.Memory, err = mem.New(cfg.MemoryBytes); err != nil {
-		return nil, err
+	if m.Memory = cfg.Memory; m.Memory == nil {
+		if m.Memory, err = mem.New(cfg.MemoryBytes); err != nil {
+			return nil, err
+		}
+	} else if m.Memory.Size() != cfg.MemoryBytes {
+		return nil, fmt.Errorf("memory of %d bytes for a machine of %d", m.Memory.Size(), cfg.MemoryBytes)
 	}
 	if m.Board, err = board.New(cfg.Board, m.Memory); err != nil {
 		return nil, err
@@ -168,6 +175,13 @@ func (m *Machine) Close() error {
 		errs = append(errs, m.Memory.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// CloseButMemory frees everything else and gives the memory to the caller.
+func (m *Machine) CloseButMemory() (*mem.Memory, error) {
+	memory := m.Memory
+	m.Memory = nil
+	return memory, m.Close()
 }
 
 // Boot puts the CPU at a loaded kernel's entry.

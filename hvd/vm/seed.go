@@ -22,6 +22,7 @@ type Sink interface {
 type SeedStats struct {
 	Rounds int           // live rounds
 	Pages  int           // pages sent, those sent twice counted twice
+	Known  int           // pages that the other side had already
 	Pause  time.Duration // how long the guest stood still at the end
 	Total  time.Duration
 }
@@ -39,7 +40,13 @@ const (
 // of the state. The machine is a primary from that position on; its log goes
 // to send, which must not reach the other side before the snapshot has. On an
 // error before that position it runs on alone.
-func (e *Engine) Seed(ctx context.Context, sink Sink, send func(lsn uint64, batch []byte)) (stats SeedStats, err error) {
+//
+// known, if not nil, says that the other side has a page with this content
+// already; the first round leaves it out. What the guest writes to it meanwhile
+// goes with a later round.
+func (e *Engine) Seed(ctx context.Context, sink Sink, known func(page int, content []byte) bool,
+	send func(lsn uint64, batch []byte),
+) (stats SeedStats, err error) {
 	begun := time.Now()
 	pages := e.m.Memory.Pages()
 	set := make([]uint64, (pages+63)/64)
@@ -47,9 +54,13 @@ func (e *Engine) Seed(ctx context.Context, sink Sink, send func(lsn uint64, batc
 		return stats, err
 	}
 	for p := range pages {
+		if known != nil && known(p, e.m.Memory.Page(p)) {
+			stats.Known++
+			continue
+		}
 		set[p/64] |= 1 << (p % 64)
 	}
-	for left := pages; stats.Rounds < maxRounds && left > fewPages; stats.Rounds++ {
+	for left := count(set); stats.Rounds < maxRounds && left > fewPages; stats.Rounds++ {
 		if err := sendPages(ctx, sink, mem.PageSet(set), e.m.Memory.Page, &stats); err != nil {
 			return stats, err
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
+	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/vcpu"
 	"github.com/duet-ft/duet/hvd/vm"
 	"github.com/duet-ft/duet/hvd/volume"
@@ -39,8 +40,8 @@ type guest struct {
 	seeding context.CancelFunc // stops the transfer under way, or nil
 }
 
-// newGuest makes a machine with empty memory.
-func (p *Process) newGuest(ctx context.Context) (*guest, error) {
+// newGuest makes a machine with that memory, or with empty memory for nil.
+func (p *Process) newGuest(ctx context.Context, memory *mem.Memory) (*guest, error) {
 	mac, err := net.ParseMAC(p.def.MAC)
 	if err != nil {
 		return nil, err
@@ -51,7 +52,7 @@ func (p *Process) newGuest(ctx context.Context) (*guest, error) {
 		cfg.Disks = append(cfg.Disks, board.Disk{Sectors: d.Sectors(), Serial: p.def.Disks[i].Name[:min(20, len(p.def.Disks[i].Name))]})
 	}
 	m, err := machine.New(p.sys, machine.Config{
-		MemoryBytes: uint64(p.def.MemoryMiB) << 20, Board: cfg, Traps: kvm.FlagCR3 | kvm.FlagPF,
+		MemoryBytes: uint64(p.def.MemoryMiB) << 20, Memory: memory, Board: cfg, Traps: kvm.FlagCR3 | kvm.FlagPF,
 	})
 	if err != nil {
 		return nil, err
@@ -121,13 +122,23 @@ func (g *guest) stopSeed() {
 
 // destroy frees everything. Disk requests under way are given up.
 func (g *guest) destroy() {
+	g.stop()
+	g.m.Close()
+}
+
+// destroyButMemory frees everything else.
+func (g *guest) destroyButMemory() (*mem.Memory, error) {
+	g.stop()
+	return g.m.CloseButMemory()
+}
+
+func (g *guest) stop() {
 	g.stopSeed()
 	g.cancel()
 	if g.looping {
 		<-g.ended
 	}
 	g.rim.close()
-	g.m.Close()
 }
 
 // faultOf maps why an engine ended.
@@ -221,7 +232,8 @@ func (p *Process) load(ctx context.Context) (*guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := p.newGuest(ctx)
+	p.takeKept(0) // no state transfer will come to what boots
+	g, err := p.newGuest(ctx, nil)
 	if err != nil {
 		return nil, err
 	}

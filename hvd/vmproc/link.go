@@ -32,7 +32,7 @@ func (h *handler) Down(c *session.Conn, err error) {
 	p.mu.Lock()
 	p.conn = nil
 	offered := p.offered == c
-	p.offered = nil
+	p.offered, p.offer = nil, nil
 	in := p.incoming
 	p.incoming = nil
 	p.mu.Unlock()
@@ -103,7 +103,15 @@ func (p *Process) frame(c *session.Conn, f wire.Frame) error {
 		if err := json.Unmarshal(f.Payload, &s); err != nil {
 			return fmt.Errorf("%w: seed header: %w", wire.ErrFrame, err)
 		}
-		return p.beginSeed(c.Peer().Incarnation, s)
+		return p.beginSeed(c.Peer().Incarnation, c, s)
+	case wire.TypeHave:
+		p.mu.Lock()
+		offer := p.offer
+		p.mu.Unlock()
+		if offer == nil {
+			return fmt.Errorf("%w: pages that nobody asked for", wire.ErrFrame)
+		}
+		return offer.take(f.Payload)
 	}
 	if in == nil {
 		return nil // of a transfer that was given up here

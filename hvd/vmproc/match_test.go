@@ -104,7 +104,7 @@ func TestBeginSeedRefuses(t *testing.T) {
 	other.CPU, other.Leaves = "Intel Xeon 8370C", "112233445566"
 	const line = "host b can't protect the VM: its CPU is AMD EPYC 7313P, host a's is Intel Xeon 8370C; a pair needs two of the same model"
 	for range 3 {
-		err := p.beginSeed(7, seedHeader{Memory: 64 << 20, Host: other})
+		err := p.beginSeed(7, nil, seedHeader{Memory: 64 << 20, Host: other})
 		if no := refusedError(""); !errors.As(err, &no) || string(no) != line {
 			t.Fatalf("error %v, want %q", err, line)
 		}
@@ -115,7 +115,7 @@ func TestBeginSeedRefuses(t *testing.T) {
 	if s := p.status(); s.Error != line || s.Live || s.Protected {
 		t.Errorf("status %+v", s)
 	}
-	err := p.beginSeed(7, seedHeader{Memory: 128 << 20, Host: good})
+	err := p.beginSeed(7, nil, seedHeader{Memory: 128 << 20, Host: good})
 	if err == nil || !strings.Contains(err.Error(), "its copy has 67108864 bytes of memory, host a's has 134217728") {
 		t.Errorf("other memory: %v", err)
 	}

@@ -191,7 +191,11 @@ func (p *Process) halt() {
 	p.guest = nil
 	p.mu.Unlock()
 	p.ending = p.ending || g.wasLive
-	g.destroy()
+	if g.wasLive {
+		g.destroy()
+		return
+	}
+	p.keep(g)
 }
 
 func (p *Process) event(o pair.Event) {
@@ -262,6 +266,7 @@ func (p *Process) command(v pair.Verb) { p.post(pair.Command{Verb: v}) }
 type seedHeader struct {
 	Seed   pair.Seed `json:"seed"`
 	Memory uint64    `json:"memory"` // bytes
+	Salt   uint64    `json:"salt"`   // of the pages' hashes
 	Host   traits    `json:"host"`   // the sender's
 }
 
@@ -280,11 +285,11 @@ func (p *Process) endSeed(ctx context.Context) {
 	conn, in := p.conn, p.incoming
 	p.incoming = nil
 	p.mu.Unlock()
-	if in != nil {
-		in.drop()
-	}
 	if conn != nil {
 		conn.Abort(session.ErrClosed)
+	}
+	if in != nil {
+		in.drop()
 	}
 	g := p.guest
 	if g == nil || !g.wasLive {

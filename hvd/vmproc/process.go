@@ -50,6 +50,7 @@ import (
 	"github.com/duet-ft/duet/hvd/hostkey"
 	"github.com/duet-ft/duet/hvd/iscsi"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/nexus"
 	"github.com/duet-ft/duet/hvd/vcpu"
 	"github.com/duet-ft/duet/hvd/volume"
@@ -102,6 +103,8 @@ type Process struct {
 	guest    *guest
 	incoming *incoming
 	offered  *session.Conn  // carries a state transfer that the peer hasn't taken yet
+	offer    *have          // what the peer says it has of it
+	kept     *mem.Memory    // of a copy that was halted, for the next state transfer; or nil
 	progress *pair.Progress // the newest that the loop hasn't seen
 	events   []api.Event
 	heard    time.Time // last heartbeat
@@ -176,6 +179,7 @@ func (p *Process) close() {
 	if p.guest != nil {
 		p.guest.destroy()
 	}
+	p.takeKept(0)
 	if p.session != nil {
 		p.session.Close()
 	}

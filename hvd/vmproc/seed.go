@@ -2,6 +2,8 @@ package vmproc
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,7 +22,7 @@ import (
 
 // A state transfer on the stream:
 //
-//	SeedBegin  seedHeader
+//	SeedBegin  seedHeader; answered by Have frames, up to an empty one
 //	Pages      some thousand; a page that comes again counts anew
 //	State      the machine's rest, JSON of seedState, in pieces
 //	SeedEnd    empty
@@ -132,17 +134,8 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 				return
 			}
 		}
-		p.mu.Lock()
-		p.offered = conn
-		p.mu.Unlock()
 		before := p.link.Stats().BytesOut
-		head := seedHeader{Seed: seed, Memory: g.m.Memory.Size(), Host: p.own}
-		err := conn.Send(wire.Frame{Type: wire.TypeSeedBegin, Payload: head.encode()})
-		var stats vm.SeedStats
-		if err == nil {
-			s := &sender{conn: conn}
-			stats, err = g.engine.Seed(ctx, s, s.log)
-		}
+		stats, err := p.sendSeed(ctx, conn, g, seed)
 		if err != nil {
 			if ctx.Err() == nil {
 				if !errors.Is(err, session.ErrBye) { // else Down tells it
@@ -153,46 +146,72 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 			return
 		}
 		done := &api.Seed{
-			Pages: stats.Pages, Rounds: stats.Rounds, Bytes: p.link.Stats().BytesOut - before,
+			Pages: stats.Pages, Known: stats.Known, Rounds: stats.Rounds, Bytes: p.link.Stats().BytesOut - before,
 			TotalMS: ms(stats.Total), PauseMS: ms(stats.Pause),
 		}
 		p.mu.Lock()
 		p.seeded, p.trouble = done, ""
 		p.mu.Unlock()
-		p.say(fmt.Sprintf("state transfer: %d pages, %d bytes in %.0f ms, the guest stood still for %.1f ms",
-			done.Pages, done.Bytes, done.TotalMS, done.PauseMS))
+		p.say(fmt.Sprintf("state transfer: %d pages (%d were there already), %d bytes in %.0f ms, the guest stood still for %.1f ms",
+			done.Pages, done.Known, done.Bytes, done.TotalMS, done.PauseMS))
 	}()
+}
+
+// sendSeed sends a guest's state, without the pages that the peer has already.
+func (p *Process) sendSeed(ctx context.Context, conn *session.Conn, g *guest, seed pair.Seed) (vm.SeedStats, error) {
+	var salt [8]byte
+	if _, err := rand.Read(salt[:]); err != nil {
+		return vm.SeedStats{}, err
+	}
+	h := newHave(binary.LittleEndian.Uint64(salt[:]), g.m.Memory.Pages())
+	p.mu.Lock()
+	p.offered, p.offer = conn, h
+	p.mu.Unlock()
+	head := seedHeader{Seed: seed, Memory: g.m.Memory.Size(), Salt: h.salt, Host: p.own}
+	if err := conn.Send(wire.Frame{Type: wire.TypeSeedBegin, Payload: head.encode()}); err != nil {
+		return vm.SeedStats{}, err
+	}
+	if err := h.wait(ctx); err != nil {
+		return vm.SeedStats{}, err
+	}
+	s := &sender{conn: conn}
+	return g.engine.Seed(ctx, s, h.known, s.log)
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // incoming is a state transfer that arrives here, and the log behind it.
 type incoming struct {
+	p     *Process
 	g     *guest
 	seed  pair.Seed
 	blob  []byte
 	whole bool // restored; the log follows
 	given bool // the guest belongs to the loop
 
+	telling            sync.WaitGroup // reads the guest's memory
 	dropped            atomic.Bool
 	received, verified atomic.Uint64
 	acks               sync.Mutex
 }
 
 // drop gives the transfer up. A guest that is whole is the protocol's to halt.
+// The stream has been aborted then.
 func (in *incoming) drop() {
 	if !in.dropped.Swap(true) && !in.given {
-		in.g.destroy()
+		in.telling.Wait()
+		in.p.keep(in.g)
 	}
 }
 
-// beginSeed makes an empty machine for what arrives, if this host can follow the
+// beginSeed makes a machine for what arrives on c, if this host can follow the
 // one whose process has that incarnation.
-func (p *Process) beginSeed(from uint64, s seedHeader) error {
+func (p *Process) beginSeed(from uint64, c *session.Conn, s seedHeader) error {
 	if line := p.unfit(s); line != "" {
 		return p.refuse(from, line)
 	}
-	g, err := p.newGuest(context.Background())
+	old := p.takeKept(s.Memory)
+	g, err := p.newGuest(context.Background(), old)
 	if err != nil {
 		p.note("the VM's copy can't be received: " + err.Error())
 		p.post(pair.Faulted{Fault: pair.Crashed})
@@ -204,15 +223,22 @@ func (p *Process) beginSeed(from uint64, s seedHeader) error {
 		p.post(pair.Faulted{Fault: pair.Crashed})
 		return err
 	}
-	in := &incoming{g: g, seed: s.Seed}
+	in := &incoming{p: p, g: g, seed: s.Seed}
 	p.mu.Lock()
-	old := p.incoming
+	before := p.incoming
 	p.incoming = in
 	p.mu.Unlock()
-	if old != nil {
-		old.drop()
+	if before != nil {
+		before.drop()
 	}
 	p.post(pair.SeedBegin{Seed: s.Seed})
+	in.telling.Add(1)
+	go func() {
+		defer in.telling.Done()
+		if err := in.tellHave(c, s.Salt, old != nil); err != nil {
+			c.Abort(err)
+		}
+	}()
 	return nil
 }
 
