@@ -38,7 +38,7 @@
 //	6  State      a piece of an opaque blob; pieces are joined in order. At
 //	              most 4 MiB.
 //	7  SeedEnd    JSON; at most 64 KiB
-//	8  Control    JSON, a message of the pair protocol; at most 64 KiB
+//	8  Control    JSON, what a secondary tells beside the log; at most 64 KiB
 //	9  Bye        text for people, why the stream ends; at most 1 KiB
 //	10 Have       first varint; then hashes of 16 bytes each, 1 to 4096, of
 //	              the pages from first on, which the receiver of a state

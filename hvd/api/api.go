@@ -119,4 +119,18 @@ type Event struct {
 	Epoch uint64    `json:"epoch,omitempty"`
 	Role  string    `json:"role,omitempty"` // after it
 	What  string    `json:"what"`
+
+	Divergence *Divergence `json:"divergence,omitempty"`
+}
+
+// Divergence says how a secondary's execution differs from its primary's. The
+// copy is repaired by a state transfer of what differs.
+type Divergence struct {
+	Kind     string `json:"kind"`     // what differs: exit, stop, memory, cpu, devices, pages ...
+	Position uint64 `json:"position"` // where it was found, in counted exits
+	Detail   string `json:"detail"`
+
+	Exit  uint64 `json:"exit,omitempty"` // the first that differs; 0 if none does or it isn't known
+	Here  string `json:"here,omitempty"` // how the primary made it
+	There string `json:"there,omitempty"`
 }

@@ -51,6 +51,7 @@ type Secondary[E any] struct {
 	Log     *Replayer
 
 	verified uint64
+	equalAt  uint64 // position of the last fingerprint found equal
 	stop     uint64 // a stop that was handed out and isn't reached yet
 	stopping bool
 }
@@ -58,6 +59,9 @@ type Secondary[E any] struct {
 // Verified is the LSN up to which the log has been executed with equal
 // fingerprints.
 func (s *Secondary[E]) Verified() uint64 { return s.verified }
+
+// EqualAt is the position at which a fingerprint was found equal last.
+func (s *Secondary[E]) EqualAt() uint64 { return s.equalAt }
 
 // Step carries out the next thing that the log asks for and says what it was:
 // Wait when there was nothing. The effects that the machine made meanwhile are
@@ -89,9 +93,24 @@ func (s *Secondary[E]) Step() (Do, error) {
 			return Check, &Divergence{Kind: "exit", Position: step.Entry.Pos, Detail: fmt.Sprintf(
 				"the fingerprint is %08x, the primary's %08x", got, step.Entry.Hash)}
 		}
-		s.verified = step.LSN
+		s.verified, s.equalAt = step.LSN, step.Entry.Pos
 	}
 	return step.Do, nil
+}
+
+// Confirm is for a machine that has come to its own end at the present
+// position, with the error cause: it returns cause if the primary has come to
+// the same, and an ErrDiverged if it hasn't.
+func (s *Secondary[E]) Confirm(cause error) error {
+	step, err := s.Log.Next(s.Machine.Position())
+	switch {
+	case err != nil:
+		return err
+	case step.Do == Check && uint32(s.Machine.Fingerprint()) == step.Entry.Hash:
+		s.verified, s.equalAt = step.LSN, step.Entry.Pos
+		return cause
+	}
+	return &Divergence{Kind: "exit", Position: s.Machine.Position(), Detail: fmt.Sprintf("%v, but not on the primary", cause)}
 }
 
 // run runs the machine once. A stop is handed out only once, so it is kept

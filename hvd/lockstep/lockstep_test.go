@@ -298,3 +298,31 @@ func TestGate(t *testing.T) {
 		released(g, "f")
 	}
 }
+
+// TestConfirm: a secondary's own end counts only if the primary's log ends with
+// that very state.
+func TestConfirm(t *testing.T) {
+	cause := errors.New("the guest has stopped")
+	for _, c := range []struct {
+		name string
+		log  event.Entry
+		same bool
+	}{
+		{"the same end", event.Entry{Pos: 1, Kind: event.Mark, Hash: 7}, true},
+		{"another fingerprint", event.Entry{Pos: 1, Kind: event.Mark, Hash: 8}, false},
+		{"an input behind it", event.Entry{Pos: 1, Kind: event.Power}, false},
+		{"a primary that ran on", event.Entry{Pos: 2, Kind: event.Mark, Hash: 7}, false},
+	} {
+		s := &Secondary[uint64]{Machine: &toy{pos: 1, state: 7}, Log: NewReplayer(event.Base{})}
+		if err := s.Log.Feed(0, event.NewEncoder(event.Base{}).Append(nil, c.log)); err != nil {
+			t.Fatal(err)
+		}
+		err := s.Confirm(cause)
+		if c.same != (err == cause) || c.same == errors.Is(err, ErrDiverged) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if want := s.Log.Received(); c.same && s.Verified() != want {
+			t.Errorf("%s: verified up to %d of %d", c.name, s.Verified(), want)
+		}
+	}
+}

@@ -96,12 +96,13 @@ type Machine struct {
 	fresh   uint64           // host time-stamp ticks that an anchor stays fresh; 0: for ever
 	effects []board.Effect
 	scratch []byte
-	step    Step     // for Trace
+	step    Step     // the last exit
 	dirty   []uint64 // pages written since the last harvest
 	harvest uint64   // deadlines since the last harvest
 	logging bool     // KVM logs dirty pages
 	logged  bool     // the execution is recorded or replayed: harvests count
 	window  Sweep
+	trail   trail
 	cycle   time.Duration // sweepCycle
 	compare time.Duration // digestEvery
 
@@ -110,17 +111,6 @@ type Machine struct {
 
 	// Exits counts exits by KVM's reason.
 	Exits [kvm.ExitTrap + 1]uint64
-}
-
-// Step is one counted exit, as the fingerprint sees it: what to compare when two
-// executions differ.
-type Step struct {
-	Position, Fingerprint uint64
-	Reason                uint32
-	Addr                  uint64 // port, address or MSR
-	Data                  uint64 // in or out
-	Traps, Reads          uint64
-	Regs                  kvm.Regs
 }
 
 // New makes a machine with empty memory; Boot or Restore fills it.
@@ -262,6 +252,12 @@ func (m *Machine) SetLogged(on bool) error {
 	m.logged = on
 	m.harvest = 0
 	m.window.restart(m.Clock())
+	if on {
+		if m.trail.ring == nil {
+			m.trail.ring = make([]Crumb, trailLength)
+		}
+		m.trail.n = 0
+	}
 	err := m.collect()
 	clear(m.dirty)
 	return err
@@ -432,9 +428,7 @@ func (m *Machine) fold(reason uint32, addr uint64, data []byte) {
 	binary.LittleEndian.PutUint64(flags, binary.LittleEndian.Uint64(flags)&^steppedFlags)
 	m.hash = xxh3.Hash(b)
 	m.scratch = b
-	if m.Trace != nil {
-		m.step = Step{Reason: reason, Addr: addr, Data: value(data), Traps: c.Traps, Reads: c.Reads, Regs: *m.cpu.Regs()}
-	}
+	m.step = Step{Reason: reason, Addr: addr, Data: value(data), Traps: c.Traps, Reads: c.Reads, Regs: *m.cpu.Regs()}
 }
 
 // foldEffects mixes what the exit made leave into the fingerprint.

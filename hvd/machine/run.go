@@ -45,9 +45,12 @@ func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
 			m.off = k
 		}
 	}
+	m.step.Position, m.step.Fingerprint = m.pos, m.hash
 	if m.Trace != nil {
-		m.step.Position, m.step.Fingerprint = m.pos, m.hash
 		m.Trace(m.step)
+	}
+	if m.logged {
+		m.trail.drop(m.step.crumb())
 	}
 	if reason == kvm.ExitTrap || reason == kvm.ExitTSC {
 		return lockstep.Exit{Kind: lockstep.Trapped, Traps: m.cpu.Counters().Traps}, nil

@@ -129,6 +129,9 @@ func (m *Machine) resynced(s *kvm.State) {
 	b := binary.LittleEndian.AppendUint64(nil, m.hash)
 	b = binary.LittleEndian.AppendUint64(b, s.Regs.RIP)
 	m.hash = xxh3.Hash(s.Append(b))
+	if m.logged {
+		m.trail.drop(Crumb{Position: m.pos, Fingerprint: m.hash, RIP: s.Regs.RIP})
+	}
 }
 
 const resyncHeader = 7*8 + kvm.StateSize

@@ -10,6 +10,7 @@ import (
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/machine"
 )
 
 // maxFeed bounds the log that waits to be executed, in bytes.
@@ -117,6 +118,10 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 	for ctx.Err() == nil {
 		e.commands()
 		do, err := s.Step()
+		e.since = s.EqualAt()
+		if errors.Is(err, machine.ErrStopped) {
+			err = s.Confirm(err)
+		}
 		if err != nil {
 			if errors.Is(err, lockstep.ErrDiverged) {
 				e.Stats.Divergences.Add(1)
@@ -164,6 +169,20 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 	}
 	return ctx.Err()
 }
+
+// Diverged describes the error with which Replay has returned, if it is a
+// divergence: what differs, and the exits since both copies were known to be
+// equal, as this one made them.
+func (e *Engine) Diverged(err error) (*lockstep.Divergence, []machine.Crumb) {
+	var d *lockstep.Divergence
+	if !errors.As(err, &d) {
+		return nil, nil
+	}
+	return d, e.m.Trail(e.since, maxSuspects)
+}
+
+// maxSuspects bounds the exits that a divergence is reported with.
+const maxSuspects = 256
 
 // interrupt gets the loop out of the guest and out of a wait.
 func (e *Engine) interrupt() {

@@ -104,7 +104,8 @@ type Engine struct {
 	ended     chan error // the guest's own end, once it was let out
 
 	// Of a secondary.
-	feed feed
+	feed  feed
+	since uint64 // position of the last fingerprint found equal
 
 	Stats Stats
 }

@@ -182,6 +182,7 @@ func (p *Process) follow(g *guest, base event.Base, ack func(received, verified 
 		})
 		close(ended)
 		if err != nil && g.ctx.Err() == nil {
+			p.tellDiverged(g, err)
 			p.fault(g, err)
 		}
 	}()

@@ -104,6 +104,8 @@ func (p *Process) frame(c *session.Conn, f wire.Frame) error {
 			return fmt.Errorf("%w: seed header: %w", wire.ErrFrame, err)
 		}
 		return p.beginSeed(c.Peer().Incarnation, c, s)
+	case wire.TypeControl:
+		return p.heardDiverged(c, f.Payload)
 	case wire.TypeHave:
 		p.mu.Lock()
 		offer := p.offer

@@ -199,7 +199,12 @@ func (p *Process) halt() {
 }
 
 func (p *Process) event(o pair.Event) {
-	e := api.Event{At: time.Now(), VM: p.def.Name, Epoch: o.Epoch, Role: o.Role.String(), What: o.What}
+	p.record(api.Event{VM: p.def.Name, Epoch: o.Epoch, Role: o.Role.String(), What: o.What})
+}
+
+// record keeps an event for people, as of now, and prints it.
+func (p *Process) record(e api.Event) {
+	e.At = time.Now()
 	p.mu.Lock()
 	p.events = append(p.events, e)
 	if n := len(p.events); n > maxEvents {

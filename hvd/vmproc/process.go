@@ -117,6 +117,7 @@ type Process struct {
 	failed   *api.Failover
 	refused  refusal
 	seeded   *api.Seed
+	diverged uint64 // divergences that secondaries of this copy reported
 }
 
 // Main runs the process until ctx ends or the copy's life does.

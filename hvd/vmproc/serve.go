@@ -123,7 +123,7 @@ func (p *Process) status() api.VM {
 	s.Counters = api.Counters{
 		Exits: x.Exits.Load(), Ticks: x.Ticks.Load(), Inputs: x.Inputs.Load(),
 		Resyncs: x.Resyncs.Load(), ResyncBytes: x.ResyncBytes.Load(), LogBytes: x.LogBytes.Load(),
-		Throttled: x.Throttled.Load(), Divergences: x.Divergences.Load(),
+		Throttled: x.Throttled.Load(), Divergences: x.Divergences.Load() + p.diverged,
 		DiskReads: g.rim.reads.Load(), DiskWrites: g.rim.writes.Load(),
 		FramesIn: g.rim.framesIn.Load(), FramesOut: g.rim.framesOut.Load(),
 		DelayMedianMS: ms(median), DelayP99MS: ms(p99),

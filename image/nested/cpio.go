@@ -6,12 +6,12 @@ import (
 	"sort"
 )
 
-// writeCPIO writes files as an initramfs: the "newc" form of cpio, which is
+// WriteInitrd writes files as an initramfs: the "newc" form of cpio, which is
 // what Linux unpacks (Documentation/driver-api/early-userspace/buffer-format.rst).
 // Each entry is a header of 13 hexadecimal numbers of 8 digits behind the magic
 // "070701", the name with a NUL, and the content; name and content are padded
 // to 4 bytes. All files are executable.
-func writeCPIO(w io.Writer, files map[string][]byte) error {
+func WriteInitrd(w io.Writer, files map[string][]byte) error {
 	names := make([]string, 0, len(files))
 	for n := range files {
 		names = append(names, n)

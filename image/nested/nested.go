@@ -123,5 +123,5 @@ func buildInitrd(ctx context.Context, dir, path string, cfg Config) error {
 		return err
 	}
 	w := bufio.NewWriter(f)
-	return errors.Join(writeCPIO(w, files), w.Flush(), f.Close())
+	return errors.Join(WriteInitrd(w, files), w.Flush(), f.Close())
 }
