@@ -36,10 +36,12 @@ type Sweep struct {
 	pages    int    // how many since then
 	hash     uint64 // of them
 	digested uint64 // guest time of the last digest
+	compared uint64 // pages whose hash was in a digest
 }
 
 // restart begins a new hash where the window stands.
 func (s *Sweep) restart(now uint64) {
+	s.compared += uint64(s.pages)
 	s.from, s.pages, s.hash = s.Next, 0, 0
 	s.digested = now
 }
@@ -75,6 +77,10 @@ func (m *Machine) sweep() {
 		}
 	}
 }
+
+// Compared is how many pages the memory window has compared so far: that of
+// all of memory and more, and every page has been.
+func (m *Machine) Compared() uint64 { return m.window.compared }
 
 // DigestDue says that a recorded execution should have its digest compared.
 func (m *Machine) DigestDue() bool {

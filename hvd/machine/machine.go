@@ -252,6 +252,7 @@ func (m *Machine) SetLogged(on bool) error {
 	m.logged = on
 	m.harvest = 0
 	m.window.restart(m.Clock())
+	m.window.At = m.Clock()
 	if on {
 		if m.trail.ring == nil {
 			m.trail.ring = make([]Crumb, trailLength)

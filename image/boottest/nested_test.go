@@ -5,7 +5,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -28,11 +30,13 @@ const (
 func TestInHost(t *testing.T) {
 	for _, c := range []struct {
 		pkg, run string
-		guest    bool // attach the guest's disk
+		guest    bool   // attach the guest's disk
+		tags     string // build tags of the test
 	}{
 		{pkg: "hvd/machine", run: "Test"},
 		{pkg: "hvd/vm", run: "TestEarlyReplay", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplay", guest: true},
+		{pkg: "hvd/vm", run: "TestFlips", tags: "faultinject"},
 	} {
 		t.Run(c.pkg+" "+c.run, func(t *testing.T) {
 			if testing.Short() {
@@ -44,7 +48,7 @@ func TestInHost(t *testing.T) {
 			var log bytes.Buffer
 			cfg := nested.Config{
 				Kernel: "../kernel/vmlinuz", Package: "../../" + c.pkg, Args: []string{"-test.v", "-test.run=^" + c.run},
-				MemoryMiB: nestedMemoryMiB, Core: nestedCore, Log: io.MultiWriter(&log, t.Output()),
+				Tags: c.tags, Extra: exercise(t), MemoryMiB: nestedMemoryMiB, Core: nestedCore, Log: io.MultiWriter(&log, t.Output()),
 			}
 			if c.guest {
 				cfg.Disks = []string{guestImage(t)}
@@ -59,6 +63,30 @@ func TestInHost(t *testing.T) {
 			}
 		})
 	}
+}
+
+// exercise is the small guest: our kernel, and image/exercise as its initramfs.
+func exercise(t *testing.T) map[string]string {
+	t.Helper()
+	dir := t.TempDir()
+	bin, initrd := filepath.Join(dir, "exercise"), filepath.Join(dir, "initrd")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", bin, "../exercise")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH=amd64")
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the small guest: %v\n%s", err, msg)
+	}
+	b, err := os.ReadFile(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := nested.WriteInitrd(&out, map[string][]byte{"init": b}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(initrd, out.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return map[string]string{"guest.vmlinuz": "../kernel/vmlinuz", "guest.initrd": initrd}
 }
 
 // guestImage is the guest's disk, from the cache if it is there.

@@ -31,6 +31,7 @@ import (
 type Config struct {
 	Kernel    string            // path of vmlinuz
 	Package   string            // Go package whose tests are run, as go test takes it
+	Tags      string            // build tags of the test
 	Args      []string          // for the test binary: -test.run=..., without commas in them
 	Disks     []string          // raw images, attached as /dev/vda, vdb ...; written to a snapshot only
 	Extra     map[string]string // files to put beside the test: name in the root, path here
@@ -108,7 +109,7 @@ func buildInitrd(ctx context.Context, dir, path string, cfg Config) error {
 	if err := build("init", "build", "github.com/duet-ft/duet/image/nested/init"); err != nil {
 		return err
 	}
-	if err := build("test", "test", "-c", cfg.Package); err != nil {
+	if err := build("test", "test", "-c", "-tags", cfg.Tags, cfg.Package); err != nil {
 		return err
 	}
 	for name, from := range cfg.Extra {
