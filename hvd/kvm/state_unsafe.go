@@ -80,11 +80,17 @@ func (c *VCPU) SetState(s *State) error {
 	for i, x := range StateMSRs {
 		msrs.entries[i] = msrEntry{index: x, data: s.MSRs[i]}
 	}
+	// KVM keeps the guest's TLB when neither CR3 nor a paging mode changes. But
+	// what comes with this state is other memory, page tables in it: the TLB has
+	// to go, so CR3 takes another value first.
+	other := s.Sregs
+	other.CR3 ^= 1 << 12
 	for _, part := range []struct {
 		name string
 		req  uintptr
 		p    unsafe.Pointer
 	}{
+		{"system registers", setSregs, unsafe.Pointer(&other)},
 		{"system registers", setSregs, unsafe.Pointer(&s.Sregs)},
 		{"registers", setRegs, unsafe.Pointer(&s.Regs)},
 		{"FPU", setXSAVE, unsafe.Pointer(&s.XSAVE)},
