@@ -34,7 +34,8 @@ const maxPosition = 200_000
 
 // host is what the runs of a test share.
 type host struct {
-	sys *kvm.System
+	sys   *kvm.System
+	alone *outcome // the run without attacks
 }
 
 func newHost(t testing.TB) *host {
@@ -47,7 +48,7 @@ func newHost(t testing.TB) *host {
 	if sys.Supported()&kvm.FlagTSC == 0 {
 		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one)")
 	}
-	return &host{sys}
+	return &host{sys: sys}
 }
 
 // machine makes one that stands at the guest's first instruction.
@@ -294,7 +295,34 @@ func (h *host) base(t testing.TB) (exits, traps uint64) {
 	if len(strings.TrimSpace(o.console)) != 16 {
 		t.Fatalf("the guest printed %q, want a digest of 16 digits", o.console)
 	}
+	h.alone = o
 	return o.position, o.traps
+}
+
+// same says whether a run that was stopped now and then, and was given nothing,
+// did what the guest does alone.
+func (h *host) same(t testing.TB, o *outcome) {
+	t.Helper()
+	if o.console == h.alone.console {
+		return
+	}
+	t.Errorf("stopping the guest changed its digest: %s instead of %s", o.console, h.alone.console)
+	own := func(steps []machine.Step) (out []machine.Step) {
+		for _, s := range steps {
+			if s.Reason != kvm.ExitTrap {
+				out = append(out, s)
+			}
+		}
+		return out
+	}
+	a, b := own(h.alone.steps), own(o.steps)
+	for i := range min(len(a), len(b)) {
+		if a[i].Regs != b[i].Regs {
+			t.Errorf("alone   %+v", a[i])
+			t.Errorf("stopped %+v", b[i])
+			return
+		}
+	}
 }
 
 // TestTorture attacks the guest at each of its exits and traps, and replays
@@ -340,6 +368,9 @@ func (h *host) attack(t *testing.T, set []Plan) {
 		digests[want.console] = true
 		got, err := h.replay(t, want)
 		failed := t.Failed()
+		if plan.Action == Resync {
+			h.same(t, want)
+		}
 		compare(t, want, got, err)
 		if t.Failed() != failed {
 			t.Errorf("%v: this was the plan", plan)
