@@ -284,12 +284,16 @@ faults:
 	ret
 
 # A double fault on a stack of its own, survived: the gate of the first fault
-# isn't present.
+# isn't present. Its stack is written before: should KVM have to make the page
+# writable while the double fault is delivered, QEMU's TCG forgets that it is one
+# and delivers the second fault.
 doubles:
 	section	6
 	mov	r12d, 2
 	at	rbx, idt
-1:	and	byte ptr [rbx + 13*16 + 5], 0x7f
+1:	mov	qword ptr [STACK_IST - 8], 0
+	mov	qword ptr [STACK - 4096], 0
+	and	byte ptr [rbx + 13*16 + 5], 0x7f
 	fault	2f
 	mov	rax, 0x7fffffffffffffff
 	mov	rax, [rax]
@@ -611,7 +615,12 @@ common:
 	push	r14
 	push	r15
 	cld
-	# 15 registers, vector, error code, RIP, CS, RFLAGS, RSP, SS
+	# RF behind INT3 tells whether the host left the guest since the IRETQ that
+	# set it: under QEMU's TCG, not on a processor. It isn't folded.
+	cmp	dword ptr [rsp + 15*8], 3
+	jne	0f
+	and	dword ptr [rsp + 19*8], ~0x10000
+0:	# 15 registers, vector, error code, RIP, CS, RFLAGS, RSP, SS
 	xor	ecx, ecx
 	mov	rbx, [BASE + digest - start]
 1:	xor	rbx, [rsp + rcx*8]

@@ -22,7 +22,7 @@ import (
 
 var (
 	full  = flag.Bool("torture.full", os.Getenv("DUET_TORTURE_FULL") != "", "one run for each place and action")
-	every = flag.Uint64("torture.every", 24, "without torture.full: a run acts at each one in so many places")
+	every = flag.Uint64("torture.every", 8, "without torture.full: a run acts at each one in so many places")
 )
 
 // maxInputs bounds the attacks on a run: a guest that gets an input at each exit

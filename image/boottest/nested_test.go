@@ -31,6 +31,8 @@ func TestInHost(t *testing.T) {
 		guest    bool // attach the guest's disk
 	}{
 		{pkg: "hvd/machine", run: "Test"},
+		{pkg: "hvd/locate", run: "Test"},
+		{pkg: "hvd/torture", run: "TestTorture"},
 		{pkg: "hvd/vm", run: "TestEarlyReplay", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplay", guest: true},
 	} {
