@@ -3,6 +3,8 @@ package kvm
 import (
 	"fmt"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 type msrEntry struct {
@@ -69,8 +71,15 @@ func (c *VCPU) State(s *State) error {
 	return nil
 }
 
+// msrs says how many of l were read or written. The pointer becomes a number in
+// the call of Syscall itself: passed on as one, it would be stale once Go moves
+// the stack.
 func (c *VCPU) msrs(req uintptr, l *msrList) (int, error) {
-	return ioctlInt(c.fd, req, uintptr(unsafe.Pointer(l)))
+	n, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(c.fd), req, uintptr(unsafe.Pointer(l)))
+	if e != 0 {
+		return 0, e
+	}
+	return int(n), nil
 }
 
 // SetState writes the CPU's state, in the order in which KVM restores it. The
