@@ -461,6 +461,7 @@ in64:	mov	esi, 4
 	cli
 	out	0x80, al
 	sti
+	nop				# not SYSCALL: hvd steps over a shadow that TCG lost
 	syscall
 	add	rbx, rax
 	mov	eax, 3
