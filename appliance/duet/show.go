@@ -41,7 +41,11 @@ func showHost(ctx context.Context, e env) error {
 		if key, err := hex.DecodeString(h.Key); err == nil && len(key) == ed25519.PublicKeySize {
 			row(w, "fingerprint", "%s", api.Fingerprint(key))
 		}
-		row(w, "locator", "%s", h.Locator)
+		locator := h.Locator
+		if h.LocatorWhy != "" {
+			locator += " (" + h.LocatorWhy + ")"
+		}
+		row(w, "locator", "%s", locator)
 		row(w, "trouble", "%s", h.Trouble)
 	})
 }

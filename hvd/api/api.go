@@ -42,13 +42,15 @@ const Port = 7443
 // Host is a host's own state.
 type Host struct {
 	Name    string `json:"name"`
-	Version string `json:"version"`           // of the image
-	KVM     string `json:"kvm"`               // "ok", or what is wrong in one line
-	Volume  string `json:"volume"`            // the same
-	Peer    string `json:"peer,omitempty"`    // the peer's name
-	Key     string `json:"key"`               // the host's public key: peer.key in the peer's host.json
-	Locator string `json:"locator"`           // how a guest is stopped at a position
-	Trouble string `json:"trouble,omitempty"` // what keeps VMs from being protected, one line
+	Version string `json:"version"`        // of the image
+	KVM     string `json:"kvm"`            // "ok", or what is wrong in one line
+	Volume  string `json:"volume"`         // the same
+	Peer    string `json:"peer,omitempty"` // the peer's name
+	Key     string `json:"key"`            // the host's public key: peer.key in the peer's host.json
+	Locator string `json:"locator"`        // how a guest is stopped at a position
+	// LocatorWhy says why it is that one, one line.
+	LocatorWhy string `json:"locator_why,omitempty"`
+	Trouble    string `json:"trouble,omitempty"` // what keeps VMs from being protected, one line
 }
 
 // VM is one VM as this host sees it.

@@ -29,7 +29,8 @@ func (d *instance) Host(context.Context) api.Host {
 	volume := d.storage()
 	h := api.Host{
 		Name: d.name, Version: d.opt.Version, KVM: d.kvm, Volume: volume, Locator: d.hardware.Locator,
-		Key: hex.EncodeToString(d.publicKey()),
+		LocatorWhy: d.hardware.LocatorWhy,
+		Key:        hex.EncodeToString(d.publicKey()),
 	}
 	peer := ""
 	if d.cfg.Peer != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/locate"
 	"golang.org/x/sys/unix"
 )
 
@@ -13,6 +14,8 @@ type Hardware struct {
 	MemoryMiB int
 	// Locator is how a guest is stopped at a position: "trap", or "resync" without our kernel.
 	Locator string
+	// LocatorWhy says in one line what the host's performance counters have to do with it.
+	LocatorWhy string
 }
 
 // measure opens KVM and measures the memory. The memory is known with an error about KVM, too.
@@ -30,8 +33,18 @@ func measure() (Hardware, error) {
 	}
 	defer s.Close()
 	h.Locator = "resync"
-	if flags := s.Supported(); flags&kvm.FlagCR3 != 0 {
+	flags := s.Supported()
+	if flags&kvm.FlagCR3 != 0 {
 		h.Locator = "trap"
+	}
+	if flags == 0 {
+		h.LocatorWhy = "this kernel counts no traps: it isn't Duet's"
+		return h, nil
+	}
+	if event, err := locate.Probe(s); err != nil {
+		h.LocatorWhy = "no pmu: " + err.Error()
+	} else {
+		h.LocatorWhy = "no pmu: the counters of this " + event.Name + " passed the self-test, but aren't used for guests yet"
 	}
 	return h, nil
 }
@@ -50,7 +63,7 @@ func (d *instance) checkHardware() bool {
 		d.say("kvm", state)
 		return false
 	}
-	d.say("kvm", fmt.Sprintf("KVM is there, %d MiB of memory, locator %s", h.MemoryMiB, h.Locator))
+	d.say("kvm", fmt.Sprintf("KVM is there, %d MiB of memory, locator %s (%s)", h.MemoryMiB, h.Locator, h.LocatorWhy))
 	d.kick()
 	return true
 }

@@ -69,6 +69,7 @@ const (
 	capDuet             = 0x5252
 	capManualDirtyLog   = 168
 	capUserSpaceMSR     = 188
+	capExceptionPayload = 164
 	msrExitReasonFilter = 4
 
 	pageOfDuet = 3072

@@ -135,6 +135,9 @@ func (s *System) NewVM(m *mem.Memory, flags uint64, allowed []uint32) (*VM, erro
 		func() error { return v.enable(capDuet, flags) },
 		func() error { return v.enable(capManualDirtyLog, 1) },
 		func() error { return v.enable(capUserSpaceMSR, msrExitReasonFilter) },
+		// Without it, KVM reports an exception that is still to be delivered as
+		// one whose delivery has begun, and a restored CPU pushes other flags.
+		func() error { return v.enable(capExceptionPayload, 1) },
 		func() error { return v.filterMSRs(allowed) },
 		func() error { return v.LogDirty(false) },
 	} {
@@ -325,18 +328,26 @@ func (c *VCPU) Run() error {
 
 // Settle finishes a pending port, memory, MSR or time-stamp access without
 // running the guest, so that State is that between two instructions, and
-// refreshes Ready.
+// refreshes Ready. An access that goes on with another exit is an error.
 func (c *VCPU) Settle() error {
-	c.SetImmediateExit(true)
-	err := c.Run()
-	c.SetImmediateExit(false)
-	if err == nil {
+	exited, err := c.Finish()
+	if err == nil && exited {
 		return fmt.Errorf("settling the virtual CPU: it left with exit %d", c.ExitReason())
 	}
-	if !errors.Is(err, ErrInterrupted) {
-		return err
+	return err
+}
+
+// Finish is Settle for an instruction that may make several exits, such as a
+// repeated one that reads a device's memory: exited says that the next one has
+// come, which ExitReason tells of.
+func (c *VCPU) Finish() (exited bool, err error) {
+	c.SetImmediateExit(true)
+	err = c.Run()
+	c.SetImmediateExit(false)
+	if errors.Is(err, ErrInterrupted) {
+		return false, nil
 	}
-	return nil
+	return err == nil, err
 }
 
 // SetImmediateExit makes the next or current Run return at once. With Kick, it

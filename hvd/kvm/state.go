@@ -72,9 +72,10 @@ const StateSize = 312 + 144 + 4096 + 8 + 8*len(StateMSRs) + 64 + 128
 
 // Offsets in struct kvm_vcpu_events.
 const (
-	eventInjected  = 0 // exception.injected u8
-	eventErrorCode = 4 // exception.error_code u32
-	eventPending   = 3 // exception.pending u8
+	eventInjected  = 0  // exception.injected u8
+	eventErrorCode = 4  // exception.error_code u32
+	eventPending   = 3  // exception.pending u8
+	eventShadow    = 11 // interrupt.shadow u8
 )
 
 // canonical clears what KVM leaves behind without meaning, so that equal

@@ -3,6 +3,8 @@ package kvm
 import (
 	"fmt"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 type msrEntry struct {
@@ -69,8 +71,15 @@ func (c *VCPU) State(s *State) error {
 	return nil
 }
 
+// msrs says how many of l were read or written. The pointer becomes a number in
+// the call of Syscall itself: passed on as one, it would be stale once Go moves
+// the stack.
 func (c *VCPU) msrs(req uintptr, l *msrList) (int, error) {
-	return ioctlInt(c.fd, req, uintptr(unsafe.Pointer(l)))
+	n, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(c.fd), req, uintptr(unsafe.Pointer(l)))
+	if e != 0 {
+		return 0, e
+	}
+	return int(n), nil
 }
 
 // SetState writes the CPU's state, in the order in which KVM restores it. The
@@ -80,11 +89,17 @@ func (c *VCPU) SetState(s *State) error {
 	for i, x := range StateMSRs {
 		msrs.entries[i] = msrEntry{index: x, data: s.MSRs[i]}
 	}
+	// KVM keeps the guest's TLB when neither CR3 nor a paging mode changes. But
+	// what comes with this state is other memory, page tables in it: the TLB has
+	// to go, so CR3 takes another value first.
+	other := s.Sregs
+	other.CR3 ^= 1 << 12
 	for _, part := range []struct {
 		name string
 		req  uintptr
 		p    unsafe.Pointer
 	}{
+		{"system registers", setSregs, unsafe.Pointer(&other)},
 		{"system registers", setSregs, unsafe.Pointer(&s.Sregs)},
 		{"registers", setRegs, unsafe.Pointer(&s.Regs)},
 		{"FPU", setXSAVE, unsafe.Pointer(&s.XSAVE)},

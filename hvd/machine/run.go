@@ -17,17 +17,33 @@ func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
 		return lockstep.Exit{}, m.diverged("halt", "it has halted with no interrupt pending, but the primary runs on")
 	}
 	m.halted = false
-	if err := m.inject(); err != nil {
-		return lockstep.Exit{}, err
-	}
-	m.cpu.SetStop(stop)
-	err := m.cpu.Enter()
-	if errors.Is(err, kvm.ErrInterrupted) {
-		return lockstep.Exit{Kind: lockstep.Async}, nil
+	exited, err := m.inject()
+	if err == nil && !exited {
+		m.cpu.SetStop(stop)
+		exited, err = m.enter()
 	}
 	if err != nil {
 		return lockstep.Exit{}, err
 	}
+	if !exited {
+		return lockstep.Exit{Kind: lockstep.Async}, nil
+	}
+	return m.exit()
+}
+
+// enter runs the guest to a counted exit, or to where the host interrupts it;
+// exited is false then, and the guest is between two instructions.
+func (m *Machine) enter() (exited bool, err error) {
+	err = m.cpu.Enter()
+	if errors.Is(err, kvm.ErrInterrupted) {
+		// A kick may come first of all, with an access still to be finished.
+		return m.cpu.Finish()
+	}
+	return err == nil, err
+}
+
+// exit counts and answers an exit.
+func (m *Machine) exit() (lockstep.Exit, error) {
 	m.pos++
 	m.entered = false
 	reason := m.cpu.ExitReason()
@@ -59,26 +75,33 @@ func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
 }
 
 // inject hands the interrupt that is pending at this position to the CPU, or
-// asks for an exit as soon as it can take one.
-func (m *Machine) inject() error {
+// asks for an exit as soon as it can take one. An access that the last exit
+// asked for is finished first: it may end in a fault or, in a guest that
+// single-steps itself, in a trap, and KVM forgets an interrupt that was injected
+// before those. It may go on with a further exit, too: exited.
+func (m *Machine) inject() (exited bool, err error) {
 	if m.entered {
-		return nil
+		return false, nil
 	}
-	m.entered = true
 	m.cpu.SetCR8(m.Board.CR8())
 	m.cpu.SetWindow(false)
 	if !m.Board.Pending() {
-		return nil
+		m.entered = true
+		return false, nil
 	}
+	if exited, err := m.cpu.Finish(); exited || err != nil {
+		return exited, err
+	}
+	m.entered = true
 	if !m.cpu.Ready() {
 		m.cpu.SetWindow(true)
-		return nil
+		return false, nil
 	}
 	if err := m.cpu.Interrupt(m.Board.Ack()); err != nil {
-		return err
+		return false, err
 	}
 	m.cpu.SetWindow(m.Board.Pending())
-	return nil
+	return false, nil
 }
 
 // answer does what an exit asks for and folds it into the fingerprint.

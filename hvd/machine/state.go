@@ -33,7 +33,7 @@ func (m *Machine) Snapshot() (*Snapshot, error) {
 	if m.entered {
 		return nil, fmt.Errorf("the machine is inside exit %d", m.pos+1)
 	}
-	if err := m.cpu.Settle(); err != nil {
+	if err := m.finish(); err != nil {
 		return nil, err
 	}
 	var s kvm.State
@@ -50,6 +50,20 @@ func (m *Machine) Snapshot() (*Snapshot, error) {
 		Position: m.pos, Fingerprint: m.hash, Halted: m.halted, Ended: uint8(m.off),
 		Counters: c, CPUID: m.cpuid, CPU: s.Append(nil), Board: b, Window: m.window,
 	}, nil
+}
+
+// finish brings the machine to the end of an instruction. One that makes
+// several exits makes them here.
+func (m *Machine) finish() error {
+	for {
+		exited, err := m.cpu.Finish()
+		if err != nil || !exited {
+			return err
+		}
+		if _, err := m.exit(); err != nil {
+			return err
+		}
+	}
 }
 
 // Restore makes the machine, whose memory is in place, the one that was
@@ -143,13 +157,17 @@ func (m *Machine) resync(data []byte) error {
 	if len(data) < resyncHeader {
 		return fmt.Errorf("a resync of %d bytes", len(data))
 	}
-	// The primary had injected this position's interrupt before it stopped.
-	if err := m.inject(); err != nil {
+	// The primary had injected this position's interrupt before it stopped, and
+	// an access that is still to be finished would write to the new state.
+	exited, err := m.inject()
+	if err == nil && !exited {
+		exited, err = m.cpu.Finish()
+	}
+	if err != nil {
 		return err
 	}
-	// An access that is still to be finished would write to the new state.
-	if err := m.cpu.Settle(); err != nil {
-		return err
+	if exited {
+		return fmt.Errorf("%w: exit %d comes before a resync", lockstep.ErrDiverged, m.pos+1)
 	}
 	if err := m.collect(); err != nil {
 		return err
@@ -159,7 +177,7 @@ func (m *Machine) resync(data []byte) error {
 		return err
 	}
 	mine := append([]uint64(nil), m.dirty...)
-	err := transfer.ApplyDelta(data[resyncHeader:], m.Memory.Pages(), func(page int, b []byte) {
+	err = transfer.ApplyDelta(data[resyncHeader:], m.Memory.Pages(), func(page int, b []byte) {
 		copy(m.Memory.Page(page), b)
 		mine[page/64] &^= 1 << (page % 64)
 	})

@@ -34,6 +34,8 @@ func TestInHost(t *testing.T) {
 		tags     string // build tags of the test
 	}{
 		{pkg: "hvd/machine", run: "Test"},
+		{pkg: "hvd/locate", run: "Test"},
+		{pkg: "hvd/torture", run: "TestTorture"},
 		{pkg: "hvd/vm", run: "TestEarlyReplay", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplay", guest: true},
 		{pkg: "hvd/vm", run: "TestFlips", tags: "faultinject"},

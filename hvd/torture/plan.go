@@ -1,0 +1,108 @@
+package torture
+
+import (
+	"fmt"
+
+	"github.com/duet-ft/duet/hvd/event"
+)
+
+// Place is where a plan acts.
+type Place uint8
+
+// The places.
+const (
+	Exits Place = iota // after an exit of the guest's own
+	Traps              // after a counted trap, at which the guest is stopped
+)
+
+// Action is what a plan does there.
+type Action uint8
+
+// The actions.
+const (
+	Timer   Action = iota // the timer fires
+	Console               // a key is typed
+	Frame                 // a frame arrives
+	Power                 // the power button is pressed
+	All                   // all of these at once
+	Resync                // the guest is kicked; its state goes into the log
+	Actions               // how many there are
+)
+
+var (
+	placeNames  = [...]string{Exits: "exits", Traps: "traps"}
+	actionNames = [...]string{
+		Timer: "timer", Console: "console", Frame: "frame", Power: "power", All: "all", Resync: "resync",
+	}
+)
+
+// Plan says where a run of the guest is attacked, and how. The attacks are at
+// First, and with Every more than 0 at First+Every, First+2*Every and so on.
+type Plan struct {
+	Place        Place
+	Action       Action
+	First, Every uint64
+}
+
+func (p Plan) String() string {
+	return fmt.Sprintf("%s at %s %d+%dn", actionNames[p.Action], placeNames[p.Place], p.First, p.Every)
+}
+
+// At says whether the plan acts at place number n.
+func (p Plan) At(n uint64) bool {
+	if n < p.First || p.Every == 0 {
+		return n == p.First
+	}
+	return (n-p.First)%p.Every == 0
+}
+
+// Next is the first place above n where the plan acts; ok is false if there
+// is none.
+func (p Plan) Next(n uint64) (at uint64, ok bool) {
+	if n < p.First {
+		return p.First, true
+	}
+	if p.Every == 0 {
+		return 0, false
+	}
+	return n + p.Every - (n-p.First)%p.Every, true
+}
+
+// Sparse are plans that act at each of n places once, in a run of its own.
+func Sparse(place Place, action Action, n uint64) []Plan {
+	return plans(place, action, n, 0)
+}
+
+// Dense are plans that, among them, act at each place once; each acts at every
+// one in so many.
+func Dense(place Place, action Action, every uint64) []Plan {
+	return plans(place, action, every, every)
+}
+
+func plans(place Place, action Action, n, every uint64) []Plan {
+	out := make([]Plan, n)
+	for i := range out {
+		out[i] = Plan{place, action, uint64(i), every}
+	}
+	return out
+}
+
+// Inputs are the entries of an action other than Resync at place n; what a key
+// or frame holds depends on n alone.
+func (a Action) Inputs(n uint64) []event.Entry {
+	frame := make([]byte, 60+n%300)
+	for i := range frame {
+		frame[i] = byte(uint64(i)*n + n>>3)
+	}
+	all := []event.Entry{
+		Timer: {Kind: event.Deadline}, Console: {Kind: event.Console, Data: []byte{byte('a' + n%26)}},
+		Frame: {Kind: event.Frame, Data: frame}, Power: {Kind: event.Power},
+	}
+	switch a {
+	case Timer, Console, Frame, Power:
+		return all[a : a+1]
+	case All:
+		return all
+	}
+	return nil
+}

@@ -1,0 +1,82 @@
+package vcpu
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/duet-ft/duet/hvd/kvm"
+)
+
+const flagTF = 0x100
+
+// skipShadow undoes a window exit that came inside a shadow: it steps over the
+// instruction in it. early says that the window isn't open behind that one
+// either (it was CLI, or opens a shadow itself): the guest has to run on.
+//
+// A guest that single-steps itself takes its trap right behind STI, and its
+// handler's end leaves no shadow. To step it would cost it the trap.
+func (c *CPU) skipShadow() (early bool, err error) {
+	for c.tcg && c.ExitReason() == kvm.ExitIRQWindowOpen && c.Regs().RFLAGS&flagTF == 0 && c.inShadow() {
+		c.SetWindow(false)
+		c.Stepped++
+		exited, err := c.Step()
+		if err != nil {
+			return false, fmt.Errorf("step over an interrupt shadow: %w", err)
+		}
+		if exited {
+			return false, nil // the instruction made an exit of its own: that counts
+		}
+		if !c.Ready() {
+			c.SetWindow(true)
+			return true, nil
+		}
+		c.OverrideExitReason(kvm.ExitIRQWindowOpen)
+	}
+	return false, nil
+}
+
+// Step executes one instruction, however often signals come; exited says that
+// it made an exit of its own. A kick that arrives meanwhile stays noted. The
+// registers must be those of a guest that doesn't single-step itself.
+func (c *CPU) Step() (exited bool, err error) {
+	if err := c.SingleStep(true); err != nil {
+		return false, err
+	}
+	for {
+		if err = c.Run(); !errors.Is(err, kvm.ErrInterrupted) {
+			break
+		}
+		// An immediate exit would keep the instruction from ever running.
+		c.SetImmediateExit(false)
+	}
+	if e := c.SingleStep(false); err == nil {
+		err = e
+	}
+	return err == nil && c.ExitReason() != kvm.ExitDebug, err
+}
+
+// inShadow says whether RIP is behind an instruction that opens a shadow: STI
+// (fb), POP SS (17), MOV SS from a register (8e d0 to 8e d7). Other bytes may
+// look the same; then a step is made for nothing, on both sides.
+func (c *CPU) inShadow() bool {
+	switch last := c.code(-1); {
+	case last == 0xfb, last == 0x17:
+		return true
+	case last >= 0xd0 && last <= 0xd7:
+		return c.code(-2) == 0x8e
+	}
+	return false
+}
+
+// code is the byte of the guest's code at RIP+off, or -1.
+func (c *CPU) code(off int) int {
+	at, ok := c.Translate(c.Regs().RIP + uint64(off))
+	if !ok {
+		return -1
+	}
+	b, err := c.mem.View(at, 1)
+	if err != nil {
+		return -1
+	}
+	return int(b[0])
+}
