@@ -17,9 +17,13 @@ type handler Process
 
 var _ session.Handler = (*handler)(nil)
 
-// Up notes a new stream.
+// Up notes a new stream. One to a process that refused this VM's state is of no
+// use; the protocol doesn't learn of it.
 func (h *handler) Up(c *session.Conn) {
 	p := (*Process)(h)
+	if p.unwanted(c.Peer().Incarnation) {
+		return
+	}
 	p.mu.Lock()
 	p.conn = c
 	p.mu.Unlock()
