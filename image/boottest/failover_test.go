@@ -67,6 +67,8 @@ type trial struct {
 	info    wire.Info        // what the guest said of itself, the last time
 	primary string           // the last one that was protected
 	found   map[string]error // divergences by host and time
+
+	seedings int // that were refused so far
 }
 
 // needPair skips the test where a pair can't be made, with the reason.
