@@ -46,11 +46,11 @@ func TestUnlikeHosts(t *testing.T) {
 	if err := pair.Kill(b); err != nil {
 		t.Fatal(err)
 	}
-	pair.Refit(b, []string{"-cpu", "max,ucode-rev=0x123400000000"})
+	pair.Refit(b, []string{"-cpu", "max,ucode-rev=0x1000099"})
 	if err := pair.Restart(ctx, b); err != nil {
 		t.Fatal(err)
 	}
-	p.refused(t, "host b can't protect the VM: its CPU's microcode is 0x1234, host a's is 0x")
+	p.refused(t, "host b can't protect the VM: its CPU's microcode is 0x1000099, host a's is 0x")
 
 	if err := pair.Kill(b); err != nil {
 		t.Fatal(err)
