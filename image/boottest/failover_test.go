@@ -10,7 +10,6 @@ import (
 
 	"github.com/duet-ft/duet/appliance/agent/wire"
 	"github.com/duet-ft/duet/hvd/api"
-	"github.com/duet-ft/duet/image/guest"
 	"github.com/duet-ft/duet/image/lab"
 	"github.com/duet-ft/duet/image/load"
 	"github.com/duet-ft/duet/image/pairlab"
@@ -82,9 +81,7 @@ func needPair(t *testing.T) {
 			t.Skipf("%s is missing: install the packages %v", tool, lab.Missing())
 		}
 	}
-	if _, err := guest.Build(t.Context(), "", func(line string) { t.Log(line) }); err != nil {
-		t.Skipf("the guest can't be built: %v", err)
-	}
+	guestImage(t)
 }
 
 // startPair makes a pair in lockstep, and sets clients to work.
