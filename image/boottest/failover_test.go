@@ -160,6 +160,7 @@ func (p *trial) pullWhileSeeding(t *testing.T) {
 		}
 		p.pair.Cable.Cut(false) // the next transfer begins
 	}
+	p.toldOfTheLink(t, primary)
 	p.answered(t)
 	p.alive(t)
 	p.pair.Cable.Cut(false)
@@ -167,6 +168,24 @@ func (p *trial) pullWhileSeeding(t *testing.T) {
 		t.Errorf("host %s is primary; it was %s, which alone had the guest's state", now, primary)
 	}
 	p.intact(t)
+}
+
+// toldOfTheLink checks that a host that gave up a state transfer says that it was the link.
+func (p *trial) toldOfTheLink(t *testing.T, name string) {
+	t.Helper()
+	events, err := p.pair.API(name).Events(p.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	why := ""
+	for _, e := range events {
+		if e.Role == solo {
+			why = e.What
+		}
+	}
+	if why != "the direct link is silent" && why != "the log stream is down" {
+		t.Errorf("host %s gave up the state transfer, and says: %q", name, why)
+	}
 }
 
 // pull waits for a state transfer and pulls the cable. It says whether the transfer was still under way, and returns

@@ -159,7 +159,7 @@ func TestUnavailable(t *testing.T) {
 		}
 	}
 	t.Setenv("PATH", t.TempDir())
-	if err := missing(); err != nil && !errors.Is(err, ErrUnavailable) {
+	if err := missing(); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("missing packages: %v", err)
 	}
 }
