@@ -1,6 +1,7 @@
 package volumecmd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +19,21 @@ const secret = "secret-of-chap"
 func TestBadTarget(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: no real target")
+	}
+	b := newBench(t)
+	b.write("image", []byte("bytes"))
+	targets, before := map[string]*target.Target{}, map[string][]byte{}
+	for _, size := range []string{"64M", "8M"} {
+		before[size] = extFS(t, b.path(size), size)
+		tg, err := target.Start(t.Context(), target.Config{Dir: b.path("target" + size), File: b.path(size), User: "duet", Secret: secret})
+		if errors.Is(err, target.ErrMissing) {
+			t.Skip(err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(tg.Stop)
+		targets[size] = tg
 	}
 	for _, c := range []struct {
 		name, portal string // portal: instead of the target's
@@ -50,17 +66,7 @@ func TestBadTarget(t *testing.T) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := newBench(t)
-			b.write("image", []byte("bytes"))
-			content := extFS(t, b.path("volume"), c.size)
-			tg, err := target.Start(t.Context(), target.Config{Dir: b.path("target"), File: b.path("volume"), User: "duet", Secret: secret})
-			if errors.Is(err, target.ErrMissing) {
-				t.Skip(err)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(tg.Stop)
+			tg := targets[c.size]
 			portal, name := tg.Portal(), tg.IQN()
 			if c.portal != "" {
 				portal = c.portal
@@ -72,8 +78,7 @@ func TestBadTarget(t *testing.T) {
 			for command, line := range c.lines {
 				b.fails(strings.Replace(command, "FLAGS", flags, 1), line)
 			}
-			now, err := os.ReadFile(b.path("volume"))
-			if err != nil || string(now) != string(content) {
+			if now, err := os.ReadFile(b.path(c.size)); err != nil || !bytes.Equal(now, before[c.size]) {
 				t.Errorf("the volume was changed (%v)", err)
 			}
 		})
@@ -83,9 +88,6 @@ func TestBadTarget(t *testing.T) {
 // extFS makes a file system in a file, as somebody's data, and returns the file's content.
 func extFS(t *testing.T, path, size string) []byte {
 	t.Helper()
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
 	out, err := exec.Command("mke2fs", "-q", "-t", "ext4", path, size).CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
 		t.Skip("mke2fs is missing: install the package e2fsprogs")
