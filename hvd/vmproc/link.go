@@ -63,6 +63,9 @@ func (h *handler) Heartbeat(path session.Path, payload []byte) {
 	p.mu.Lock()
 	p.heard = time.Now()
 	p.mu.Unlock()
+	if len(p.inputs) > cap(p.inputs)/2 {
+		return // the loop waits for something, and needs room for what it posts itself
+	}
 	from := pair.Direct
 	if path == session.Management {
 		from = pair.Management

@@ -10,6 +10,7 @@ import (
 
 	"github.com/duet-ft/duet/ftlink/arbiter"
 	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/ftlink/session"
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/volume"
 )
@@ -141,6 +142,18 @@ func TestHeartbeatsWhileTheLoopWaits(t *testing.T) {
 		if msgs[i].Seq != uint64(i+1) || i > begin && same != msgs[i-1] {
 			t.Errorf("message %d: %+v, before it %+v", i, msgs[i], msgs[i-1])
 		}
+	}
+}
+
+// While the loop waits, heartbeats from the peer never fill its queue: what it
+// posts itself would wait for itself.
+func TestHeartbeatsLeaveRoom(t *testing.T) {
+	p := &Process{inputs: make(chan pair.Input, 64)}
+	for range 2 * cap(p.inputs) {
+		(*handler)(p).Heartbeat(session.Direct, message.Encode())
+	}
+	if n := len(p.inputs); n == 0 || n > cap(p.inputs)/2+1 {
+		t.Errorf("%d heartbeats wait in a queue of %d", n, cap(p.inputs))
 	}
 }
 
