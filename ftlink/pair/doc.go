@@ -66,7 +66,8 @@
 // # The driver's part
 //
 //   - Tick at least twice a heartbeat. Give inputs one at a time, and carry out
-//     the outputs of one before giving the next.
+//     the outputs of one before giving the next. While that takes long, the last
+//     message may be sent again with a higher number, in bounded time.
 //   - Answer each Arbiter once, in bounded time; a few may be under way at once.
 //   - The log of a seeding lives on the stream that carried its state, and ends
 //     with that stream: after LinkDown, EndSeed or Seal nothing of it is sent,

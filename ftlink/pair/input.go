@@ -84,11 +84,13 @@ const (
 	SeedFailed                  // either side: the transfer failed
 	Lagging                     // live: the secondary is too far behind
 	Refused                     // live: the volume refused a write, the key is fenced
+	Unbootable                  // live: the guest's disk has nothing to boot, as long as nobody changes it
 )
 
 var faultNames = [...]string{
 	Crashed: "the copy crashed", Diverge: "the secondary's execution diverged", Shutdown: "the guest switched itself off",
 	SeedFailed: "the state transfer failed", Lagging: "the secondary is too far behind", Refused: "the volume refused a write",
+	Unbootable: "the guest can't be booted from its disk",
 }
 
 func (f Fault) String() string {

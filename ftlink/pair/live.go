@@ -139,7 +139,7 @@ func (m *Machine) fault(f Fault) {
 		m.halt("%v", f)
 	case Diverge:
 		m.diverged()
-	case Shutdown:
+	case Shutdown, Unbootable:
 		if m.role.Live() && m.role != Stopping {
 			m.wantStop = f.String()
 		}

@@ -205,13 +205,14 @@ func (m *Machine) tick(now time.Duration) {
 		m.readAt, m.beatAt = now, now
 		m.event("waits for a peer")
 	}
-	// A machine that slept can't know who was silent meanwhile.
-	if gap := now - m.now; gap > 2*m.cfg.Heartbeat {
-		m.peer.heard += gap
+	// A machine that slept can't know who was silent meanwhile: of the time
+	// between two ticks, no more than a heartbeat counts as anybody's silence.
+	if late := now - m.now - m.cfg.Heartbeat; late > 0 {
+		m.peer.heard += late
 		for i := range m.peer.pathHeard {
-			m.peer.pathHeard[i] += gap
+			m.peer.pathHeard[i] += late
 		}
-		m.blockAt += gap
+		m.blockAt += late
 	}
 	m.now = max(m.now, now)
 	if m.now >= m.beatAt {

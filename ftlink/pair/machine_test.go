@@ -158,6 +158,26 @@ func TestLateMessageOfAnEarlierProcess(t *testing.T) {
 	}
 }
 
+// Short stalls of its own don't add up to the peer's silence, and yet a host
+// that stutters finds out that its peer is dead.
+func TestOwnStutterIsNoSilence(t *testing.T) {
+	s := reach(t, Primary, LevelVerified)
+	stutter := func(times int) {
+		for range times {
+			s.now += 95 * time.Millisecond // the suspicion comes at 150 ms
+			s.step(Tick{s.now})
+		}
+	}
+	stutter(2)
+	if s.m.role != Primary {
+		t.Fatalf("role %v, for the peer's silence in two moments of 50 ms", s.m.role)
+	}
+	stutter(3)
+	if s.m.role != Resolving {
+		t.Fatalf("role %v, though nobody was heard in five", s.m.role)
+	}
+}
+
 // A machine that slept doesn't blame its peer for the silence.
 func TestOwnSleepIsNoSilence(t *testing.T) {
 	s := reach(t, Primary, LevelVerified)

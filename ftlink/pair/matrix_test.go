@@ -180,7 +180,7 @@ func moves() []struct {
 		in(FenceDone{}), in(FenceDone{errors.New("failed")}),
 		in(SeedBegin{Seed{peerInc, 2}}), in(Seeded{theirSeed}), in(Gated{200}), in(Progress{300, 300}), in(Consumed{100}),
 	}
-	for f := Crashed; f <= Refused; f++ {
+	for f := Crashed; f <= Unbootable; f++ {
 		list = append(list, in(Faulted{f}))
 	}
 	for v := Start; v <= ForceStart; v++ {

@@ -23,7 +23,7 @@ import (
 //	pause H D                the process of H does nothing for D
 //	seed-takes H D, consume-takes H D
 //	command H start|stop|force
-//	fault H crashed|diverged|shutdown|lagging|refused
+//	fault H crashed|diverged|shutdown|lagging|refused|unbootable
 //	state                    roles, guests, gates and the block
 func TestScripts(t *testing.T) {
 	datadriven.Walk(t, "testdata/scripts", func(t *testing.T, path string) {
@@ -126,6 +126,7 @@ func (h *host) command(cmd string, args []string) error {
 	case "fault":
 		h.step(h.m, Faulted{map[string]Fault{
 			"crashed": Crashed, "diverged": Diverge, "shutdown": Shutdown, "lagging": Lagging, "refused": Refused,
+			"unbootable": Unbootable,
 		}[args[0]]})
 	default:
 		return fmt.Errorf("unknown command %q", cmd)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 )
 
 // TestDatagramGolden pins the bytes of a datagram.
@@ -204,6 +205,36 @@ func TestBucket(t *testing.T) {
 	}{{0, true}, {0, true}, {0, true}, {0, false}, {400, false}, {500, true}, {500, false}, {100, false}, {9000, true}, {9000, true}, {9000, true}, {9000, false}} {
 		if got := b.allow(at(c.ms)); got != c.want {
 			t.Errorf("step %d at %d ms: %v", i, c.ms, got)
+		}
+	}
+}
+
+// Heartbeats must not wait behind a state transfer in the NIC's queue.
+func TestDatagramsAreUrgent(t *testing.T) {
+	cfg, _, _, _ := configs()
+	l, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range l.paths {
+		s, err := p.listenUDP(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		raw, err := s.SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = control(raw, func(fd int) error {
+			n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY)
+			if n != urgent {
+				t.Errorf("%v path: priority %d, want %d", p.kind, n, urgent)
+			}
+			return err
+		})
+		if err != nil {
+			t.Error(err)
 		}
 	}
 }

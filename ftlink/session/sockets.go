@@ -66,6 +66,11 @@ func tune(c net.Conn, stall time.Duration) error {
 	})
 }
 
+// urgent is the priority of datagrams in the NIC's queue (TC_PRIO_INTERACTIVE):
+// Linux's default queue sends them ahead of the streams' bytes, of which
+// thousands of packets may wait there while memory is on its way.
+const urgent = 6
+
 // any is the address to bind to.
 func (p *path) any() netip.Addr {
 	if p.cfg.Local.IsValid() {
@@ -107,13 +112,16 @@ func (p *path) listenUDP(ctx context.Context) (*net.UDPConn, error) {
 		_ = pc.Close()
 		return nil, fmt.Errorf("no UDP socket but a %T", pc)
 	}
-	if p.cfg.Interface == "" || !p.any().Is6() {
-		return c, nil
-	}
-	// This host doesn't need its own beacons.
 	raw, err := c.SyscallConn()
 	if err == nil {
 		err = control(raw, func(fd int) error {
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, urgent); err != nil {
+				return err
+			}
+			if p.cfg.Interface == "" || !p.any().Is6() {
+				return nil
+			}
+			// This host doesn't need its own beacons.
 			return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_LOOP, 0)
 		})
 	}

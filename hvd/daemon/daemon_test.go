@@ -247,13 +247,13 @@ func TestCreateRefused(t *testing.T) {
 		{definition("first", 64), 409, `VM "first": name first is taken by VM "first"`},
 		{definition("First", 64), 400, `invalid VM definition`},
 		{definition("neg", -5), 400, `memory_mib -5`},
-		{unknown, 400, `"disk"`},
+		{unknown, 400, `VM "db": invalid VM definition: unknown field "disk"`},
 		{[]int{1}, 400, ""},
 		{definition("nodisk", 64).Disks, 400, ""},
 	} {
 		_, err := c.Create(ctx, r.def)
 		var e *api.Error
-		if !errors.As(err, &e) || e.Status != r.status || !strings.Contains(e.Line, r.line) {
+		if !errors.As(err, &e) || e.Status != r.status || !strings.Contains(e.Line, r.line) || strings.Contains(e.Line, "\n") {
 			t.Errorf("%v: error %v, want status %d, %q", r.def, err, r.status, r.line)
 		}
 	}

@@ -44,6 +44,10 @@ type instance struct {
 	refreshing sync.Mutex
 	wake       chan struct{} // look at the volume now
 
+	// Why a volume that isn't Duet's can't be formatted, and when that was looked at; keepVolume's.
+	vacant   error
+	vacantAt time.Time
+
 	mu       sync.Mutex
 	said     map[string]string // the last line, by topic
 	hardware Hardware

@@ -97,7 +97,7 @@ func (d *instance) open(ctx context.Context) (store Store, v *volume.Volume, war
 		return store, nil, "", err
 	}
 	if v, err = volume.Open(ctx, store.Blocks); errors.Is(err, volume.ErrNotDuet) {
-		err = fmt.Errorf("%w; if it's meant for Duet, make it so: hvd volume format", err)
+		err = d.foreign(ctx, store.Blocks, err)
 	}
 	if err == nil {
 		warning, err = store.Join(ctx)
@@ -106,6 +106,22 @@ func (d *instance) open(ctx context.Context) (store Store, v *volume.Volume, war
 		store.Close()
 	}
 	return store, v, warning, err
+}
+
+// lookAgain is when a volume that isn't Duet's is read once more to say what is on it.
+const lookAgain = time.Minute
+
+// foreign says what becomes of a volume that isn't Duet's: it can't be used as it is, or it waits to be formatted, which
+// is never done unasked.
+func (d *instance) foreign(ctx context.Context, b volume.Blocks, why error) error {
+	now := time.Now()
+	if now.Sub(d.vacantAt) >= lookAgain {
+		d.vacant, d.vacantAt = volume.Vacant(ctx, b), now
+	}
+	if d.vacant != nil {
+		return d.vacant
+	}
+	return fmt.Errorf("%w; if it's meant for Duet, make it so: hvd volume format", why)
 }
 
 // watch carries out what the definitions say, until ctx ends or the session is closed.

@@ -206,7 +206,7 @@ func (p *Process) boot(ctx context.Context) {
 				}
 			case err != nil:
 				p.note("the VM can't start: " + err.Error())
-				p.step(outer, pair.Faulted{Fault: pair.Crashed})
+				p.step(outer, pair.Faulted{Fault: bootFault(err)})
 			default:
 				p.mu.Lock()
 				p.guest, p.trouble = g, ""
@@ -225,11 +225,7 @@ func (p *Process) boot(ctx context.Context) {
 
 // load makes a machine that stands at its kernel's first instruction.
 func (p *Process) load(ctx context.Context) (*guest, error) {
-	if len(p.disks) == 0 {
-		return nil, errors.New("it has no disk to boot from")
-	}
-	disk := diskReader{ctx, p.disks[0]}
-	image, err := boot.Find(disk, int64(p.disks[0].Sectors())*volume.SectorSize)
+	image, err := p.findKernel(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -243,7 +239,9 @@ func (p *Process) load(ctx context.Context) (*guest, error) {
 		return nil, err
 	}
 	entry, err := boot.Load(g.m.Memory, image, boot.Options{Cmdline: p.def.Cmdline, Seed: seed, Quiet: true})
-	if err == nil {
+	if err != nil {
+		err = unbootableError{err}
+	} else {
 		err = g.m.Boot(entry)
 	}
 	if err != nil {
@@ -257,18 +255,50 @@ func (p *Process) load(ctx context.Context) (*guest, error) {
 	return g, nil
 }
 
-// diskReader reads a virtual disk as a file.
-type diskReader struct {
-	ctx  context.Context
-	disk *volume.DiskIO
+// unbootableError says that another try would fail the same way.
+type unbootableError struct{ error }
+
+func (e unbootableError) Unwrap() error { return e.error }
+
+// bootFault maps why a guest didn't boot. A volume that can't be read, or a host
+// that is out of something, may do better in a moment; a disk without a kernel
+// won't, and then the VM is off until a user starts it again.
+func bootFault(err error) pair.Fault {
+	if errors.As(err, &unbootableError{}) {
+		return pair.Unbootable
+	}
+	return pair.Crashed
 }
 
-func (r diskReader) ReadAt(b []byte, off int64) (int, error) {
+// findKernel finds what to boot on the guest's first disk.
+func (p *Process) findKernel(ctx context.Context) (*boot.Image, error) {
+	if len(p.disks) == 0 {
+		return nil, unbootableError{errors.New("it has no disk to boot from")}
+	}
+	disk := &diskReader{ctx: ctx, disk: p.disks[0]}
+	image, err := boot.Find(disk, int64(p.disks[0].Sectors())*volume.SectorSize)
+	if err != nil && disk.failed == nil {
+		return nil, unbootableError{fmt.Errorf("disk %s: %w", p.def.Disks[0].Name, err)}
+	}
+	return image, err
+}
+
+// diskReader reads a virtual disk as a file.
+type diskReader struct {
+	ctx    context.Context
+	disk   *volume.DiskIO
+	failed error // why the volume couldn't be read
+}
+
+func (r *diskReader) ReadAt(b []byte, off int64) (int, error) {
 	const sector = volume.SectorSize
 	first := off / sector
 	last := (off + int64(len(b)) + sector - 1) / sector
 	buf := make([]byte, (last-first)*sector)
 	if err := r.disk.Read(r.ctx, uint64(first), buf); err != nil {
+		if !errors.Is(err, volume.ErrBounds) { // else the file system is damaged
+			r.failed = err
+		}
 		return 0, err
 	}
 	return copy(b, buf[off-first*sector:]), nil

@@ -17,9 +17,13 @@ type handler Process
 
 var _ session.Handler = (*handler)(nil)
 
-// Up notes a new stream.
+// Up notes a new stream. One to a process that refused this VM's state is of no
+// use; the protocol doesn't learn of it.
 func (h *handler) Up(c *session.Conn) {
 	p := (*Process)(h)
+	if p.unwanted(c.Peer().Incarnation) {
+		return
+	}
 	p.mu.Lock()
 	p.conn = c
 	p.mu.Unlock()
@@ -59,6 +63,9 @@ func (h *handler) Heartbeat(path session.Path, payload []byte) {
 	p.mu.Lock()
 	p.heard = time.Now()
 	p.mu.Unlock()
+	if len(p.inputs) > cap(p.inputs)/2 {
+		return // the loop waits for something, and needs room for what it posts itself
+	}
 	from := pair.Direct
 	if path == session.Management {
 		from = pair.Management

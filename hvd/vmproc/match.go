@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
-	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
@@ -17,10 +19,12 @@ import (
 // traits are what both hosts must have in common for one to follow the other.
 // They travel in the header of a state transfer.
 type traits struct {
-	Log    int    `json:"log"`    // event.Version
-	Image  string `json:"image"`  // fingerprint of this program
-	CPU    string `json:"cpu"`    // the processor's name
-	Leaves string `json:"leaves"` // machine.CPU's fingerprint
+	Log       int    `json:"log"`       // event.Version
+	Image     string `json:"image"`     // fingerprint of this program
+	Kernel    string `json:"kernel"`    // release and build of the running kernel
+	CPU       string `json:"cpu"`       // the processor's name
+	Microcode string `json:"microcode"` // its revision, as the kernel shows it
+	Leaves    string `json:"leaves"`    // machine.CPU's fingerprint
 }
 
 // hostTraits are this host's.
@@ -29,8 +33,45 @@ func hostTraits(sys *kvm.System) (traits, error) {
 	if err != nil {
 		return traits{}, err
 	}
-	image, err := programFingerprint()
-	return traits{Log: event.Version, Image: image, CPU: cpu.Name, Leaves: cpu.Fingerprint}, err
+	t := traits{Log: event.Version, CPU: cpu.Name, Leaves: cpu.Fingerprint}
+	if t.Image, err = programFingerprint(); err != nil {
+		return traits{}, err
+	}
+	if t.Kernel, err = runningKernel(); err != nil {
+		return traits{}, fmt.Errorf("which kernel runs: %w", err)
+	}
+	info, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return traits{}, fmt.Errorf("the processor's microcode: %w", err)
+	}
+	t.Microcode = microcode(string(info))
+	return t, nil
+}
+
+// runningKernel is what uname -r and uname -v say. Two builds of one release
+// differ in the latter.
+func runningKernel() (string, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", err
+	}
+	return unix.ByteSliceToString(u.Release[:]) + " " + unix.ByteSliceToString(u.Version[:]), nil
+}
+
+// microcode is the revision in the text of /proc/cpuinfo, "none" if the kernel
+// shows none. Should processors of one host have several, all are named.
+func microcode(cpuinfo string) string {
+	var revisions []string
+	for line := range strings.Lines(cpuinfo) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "microcode" {
+			revisions = append(revisions, strings.TrimSpace(value))
+		}
+	}
+	if len(revisions) == 0 {
+		return "none"
+	}
+	slices.Sort(revisions)
+	return strings.Join(slices.Compact(revisions), "+")
 }
 
 // programFingerprint tells programs apart: the first 12 hexadecimal digits of
@@ -53,78 +94,70 @@ func programFingerprint() (string, error) {
 }
 
 // mismatch says in one line why host own can't protect the VM that runs on host
-// peer; "" if it can.
+// peer, and what to do; "" if it can. What explains most comes first: another
+// model has other microcode, and other microcode may show other features.
 func mismatch(ownName string, own traits, peerName string, peer traits) string {
 	const flash = "flash both hosts with the same image"
-	begin := fmt.Sprintf("host %s can't protect the VM: ", ownName)
-	peer.Image, peer.CPU, peer.Leaves = plain(peer.Image), plain(peer.CPU), plain(peer.Leaves)
+	if own == peer {
+		return ""
+	}
+	differ := func(what, own, peer, advice string) string {
+		return fmt.Sprintf("host %s can't protect the VM: its %s is %s, host %s's is %s; %s", ownName, what, plain(own), peerName, plain(peer), advice)
+	}
 	switch {
 	case own.Log != peer.Log:
-		return begin + fmt.Sprintf("its log format is version %d, host %s's is %d; %s", own.Log, peerName, peer.Log, flash)
+		return differ("log format", fmt.Sprint("version ", own.Log), fmt.Sprint(peer.Log), flash)
 	case own.Image != peer.Image:
-		return begin + fmt.Sprintf("its image is version %s, host %s's is %s; %s", own.Image, peerName, peer.Image, flash)
-	case own.Leaves == peer.Leaves:
-		return ""
-	case own.CPU == peer.CPU:
-		return begin + fmt.Sprintf("its CPU has other features (%s) than host %s's (%s), though both are %s; give both the same firmware and settings",
-			own.Leaves, peerName, peer.Leaves, own.CPU)
+		return differ("image", "version "+own.Image, peer.Image, flash)
+	case own.Kernel != peer.Kernel:
+		return differ("kernel", own.Kernel, peer.Kernel, flash+", and boot both")
+	case own.CPU != peer.CPU:
+		return differ("CPU", own.CPU, peer.CPU, "a pair needs two of the same model")
+	case own.Microcode != peer.Microcode:
+		return differ("CPU's microcode", own.Microcode, peer.Microcode, "give both the same firmware")
 	}
-	return begin + fmt.Sprintf("its CPU is %s, host %s's is %s; a pair needs two of the same model", own.CPU, peerName, peer.CPU)
+	return differ("CPU's set of features", own.Leaves, peer.Leaves, "give both the same firmware and settings")
 }
 
-// plain makes a short text for people of what a peer says.
+// maxTrait is how much of a trait a line for people shows, in bytes.
+const maxTrait = 96
+
+// plain makes a short text for people of what a host says of itself.
 func plain(s string) string {
 	s = strings.Map(func(r rune) rune {
 		if r < ' ' || r > '~' {
 			return '?'
 		}
 		return r
-	}, s[:min(len(s), 48)])
+	}, s[:min(len(s), maxTrait)])
 	if s == "" {
 		return "unknown"
 	}
 	return s
 }
 
-// refusedError says why a state transfer can't be taken, now or later. The peer
+// refusedError says why a state transfer can't be taken from that peer. The peer
 // is told.
 type refusedError string
 
 func (e refusedError) Error() string { return string(e) }
 
-// refuseAgain is the pause between two state transfers to a peer that refuses
-// them, and between two lines about that.
-const refuseAgain = time.Minute
-
-// refusal is the last state transfer that was refused, on either side.
+// refusal is the last state transfer that was refused, on either side. What is
+// compared doesn't change while a process lives, so it holds between these two
+// processes for good: the sender treats the other one as a host without a link,
+// and the VM runs alone. Another image, kernel or processor comes with another
+// process, and so with another incarnation.
 type refusal struct {
-	peer uint64 // incarnation at the other end
+	peer uint64 // incarnation at the other end; 0: none was refused
 	line string
-	at   time.Time
 }
 
-// repeats says that this refusal was told already, not long before now.
-func (r refusal) repeats(peer uint64, line string, now time.Time) bool {
-	return r.peer == peer && r.line == line && now.Sub(r.at) < refuseAgain
-}
-
-// wait is how long after now the next transfer to peer has to wait.
-func (r refusal) wait(peer uint64, now time.Time) time.Duration {
-	if r.peer != peer {
-		return 0
-	}
-	return max(0, refuseAgain-now.Sub(r.at))
-}
-
-// refuse turns a state transfer down. It tells people once and then, while the
-// same peer tries again, once in a while.
+// refuse turns a state transfer down, and tells people once.
 func (p *Process) refuse(peer uint64, line string) error {
-	now := time.Now()
+	now := refusal{peer, line}
 	p.mu.Lock()
-	told := p.refused.repeats(peer, line, now)
-	if !told {
-		p.refused = refusal{peer, line, now}
-	}
+	told := p.refused == now
+	p.refused = now
 	p.mu.Unlock()
 	if !told {
 		p.note(line)
@@ -135,16 +168,16 @@ func (p *Process) refuse(peer uint64, line string) error {
 // turnedDown notes that the peer has closed the stream on this host's state
 // transfer, which says why.
 func (p *Process) turnedDown(peer uint64, why error) {
+	line := "state transfer: " + why.Error()
 	p.mu.Lock()
-	p.refused = refusal{peer, why.Error(), time.Now()}
+	p.refused = refusal{peer, line}
 	p.mu.Unlock()
-	p.note("state transfer: " + why.Error())
+	p.note(line)
 }
 
-// holdSeed is how long a state transfer to peer has to wait, because the peer
-// refused the last one.
-func (p *Process) holdSeed(peer uint64) time.Duration {
+// unwanted says that the process with that incarnation refused a state transfer.
+func (p *Process) unwanted(peer uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.refused.wait(peer, time.Now())
+	return p.refused.peer == peer
 }

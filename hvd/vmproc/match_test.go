@@ -3,17 +3,22 @@ package vmproc
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
+	"os"
+	"reflect"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/ftlink/wire"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/volume"
 )
 
-var good = traits{Log: event.Version, Image: "0123456789ab", CPU: "AMD EPYC 7313P", Leaves: "aabbccddeeff"}
+var good = traits{
+	Log: event.Version, Image: "0123456789ab", Kernel: "6.12.48 #1 SMP Mon", CPU: "AMD EPYC 7313P", Microcode: "0xa0011d5", Leaves: "aabbccddeeff",
+}
 
 func TestMismatch(t *testing.T) {
 	for _, c := range []struct {
@@ -23,13 +28,24 @@ func TestMismatch(t *testing.T) {
 	}{
 		{"equal", func(*traits) {}, ""},
 		{
-			"another model", func(p *traits) { p.CPU, p.Leaves = "Intel Xeon 8370C", "112233445566" },
+			"another model", func(p *traits) { p.CPU, p.Microcode, p.Leaves = "Intel Xeon 8370C", "0xd0003b9", "112233445566" },
 			"host b can't protect the VM: its CPU is AMD EPYC 7313P, host a's is Intel Xeon 8370C; a pair needs two of the same model",
 		},
 		{
+			"another model with the same features", func(p *traits) { p.CPU = "AMD EPYC 7343" },
+			"host b can't protect the VM: its CPU is AMD EPYC 7313P, host a's is AMD EPYC 7343; a pair needs two of the same model",
+		},
+		{
+			"other microcode", func(p *traits) { p.Microcode, p.Leaves = "0xa0011ff", "112233445566" },
+			"host b can't protect the VM: its CPU's microcode is 0xa0011d5, host a's is 0xa0011ff; give both the same firmware",
+		},
+		{
 			"the same model with other features", func(p *traits) { p.Leaves = "112233445566" },
-			"host b can't protect the VM: its CPU has other features (aabbccddeeff) than host a's (112233445566), though both are AMD EPYC 7313P; " +
-				"give both the same firmware and settings",
+			"host b can't protect the VM: its CPU's set of features is aabbccddeeff, host a's is 112233445566; give both the same firmware and settings",
+		},
+		{
+			"another build of the kernel", func(p *traits) { p.Kernel = "6.12.48 #2 SMP Tue" },
+			"host b can't protect the VM: its kernel is 6.12.48 #1 SMP Mon, host a's is 6.12.48 #2 SMP Tue; flash both hosts with the same image, and boot both",
 		},
 		{
 			"another image", func(p *traits) { p.Image = "ffffffffffff" },
@@ -37,7 +53,7 @@ func TestMismatch(t *testing.T) {
 		},
 		{
 			"another log format", func(p *traits) { p.Log = event.Version + 7 },
-			"host b can't protect the VM: its log format is version 2, host a's is 9; flash both hosts with the same image",
+			fmt.Sprintf("host b can't protect the VM: its log format is version %d, host a's is %d; flash both hosts with the same image", event.Version, event.Version+7),
 		},
 		{
 			"an image from before there were traits", func(p *traits) { *p = traits{Log: event.Version} },
@@ -45,7 +61,7 @@ func TestMismatch(t *testing.T) {
 		},
 		{
 			"hostile text", func(p *traits) { p.CPU, p.Leaves = "evil\n\x1b[2J"+strings.Repeat("x", 1<<16), "0" },
-			"host b can't protect the VM: its CPU is AMD EPYC 7313P, host a's is evil??[2J" + strings.Repeat("x", 39) + "; a pair needs two of the same model",
+			"host b can't protect the VM: its CPU is AMD EPYC 7313P, host a's is evil??[2J" + strings.Repeat("x", maxTrait-9) + "; a pair needs two of the same model",
 		},
 	} {
 		peer := good
@@ -65,30 +81,54 @@ func TestHeaderCarriesTraits(t *testing.T) {
 	}
 }
 
-func TestRefusalRepeats(t *testing.T) {
-	now := time.Now()
-	r := refusal{peer: 7, line: "no", at: now}
-	for _, c := range []struct {
-		peer  uint64
-		line  string
-		after time.Duration
-		told  bool
-		wait  time.Duration
-	}{
-		{7, "no", 0, true, refuseAgain},
-		{7, "no", refuseAgain - time.Second, true, time.Second},
-		{7, "no", refuseAgain, false, 0},
-		{7, "no", 2 * refuseAgain, false, 0},
-		{7, "still no", time.Second, false, refuseAgain - time.Second},
-		{8, "no", time.Second, false, 0},
-	} {
-		at := now.Add(c.after)
-		if told, wait := r.repeats(c.peer, c.line, at), r.wait(c.peer, at); told != c.told || wait != c.wait {
-			t.Errorf("incarnation %d, %q, after %v: told already %v, wait %v; want %v, %v", c.peer, c.line, c.after, told, wait, c.told, c.wait)
+// Each trait counts, whatever else is the same.
+func TestMismatchSeesEachTrait(t *testing.T) {
+	all := reflect.TypeFor[traits]()
+	for i := range all.NumField() {
+		peer := good
+		if f := reflect.ValueOf(&peer).Elem().Field(i); f.Kind() == reflect.String {
+			f.SetString(f.String() + "!")
+		} else {
+			f.SetInt(f.Int() + 1)
+		}
+		line := mismatch("b", good, "a", peer)
+		if line == "" || strings.Contains(line, "\n") || len(line) > wire.TypeBye.Limit() {
+			t.Errorf("another %s: %q", all.Field(i).Name, line)
 		}
 	}
-	if wait := (refusal{}).wait(7, now); wait != 0 {
-		t.Errorf("a peer that never refused waits %v", wait)
+}
+
+func TestMicrocode(t *testing.T) {
+	const cpu = "processor\t: %d\nmodel name\t: a microcode\nmicrocode\t: %s\nflags\t\t: fpu\n\n"
+	for _, c := range []struct{ text, want string }{
+		{fmt.Sprintf(cpu+cpu, 0, "0xa0011d5", 1, "0xa0011d5"), "0xa0011d5"},
+		{fmt.Sprintf(cpu+cpu+cpu, 0, "0x2", 1, "0x1", 2, "0x2"), "0x1+0x2"},
+		{"processor\t: 0\nmodel name\t: old\n", "none"},
+		{"", "none"},
+	} {
+		if got := microcode(c.text); got != c.want {
+			t.Errorf("%q: %q, want %q", c.text, got, c.want)
+		}
+	}
+}
+
+// The kernel is told by its build, too: its release alone stays when it is
+// built anew with another patch.
+func TestRunningKernel(t *testing.T) {
+	got, err := runningKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	build, err := os.ReadFile("/proc/sys/kernel/version")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.TrimSpace(string(release)) + " " + strings.TrimSpace(string(build)); got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 }
 
@@ -121,15 +161,16 @@ func TestBeginSeedRefuses(t *testing.T) {
 	}
 }
 
-// A peer that refused is left alone for a while, and only that one.
+// A process that refused is no peer any more, and only that one: the protocol
+// learns of no stream to it, so that the VM stays solo.
 func TestTurnedDown(t *testing.T) {
 	p := &Process{}
-	p.turnedDown(7, errors.New("the peer closed the stream"))
-	if hold := p.holdSeed(7); hold <= refuseAgain/2 || hold > refuseAgain {
-		t.Errorf("the next transfer waits %v", hold)
+	if p.unwanted(7) {
+		t.Error("a process that refused nothing is unwanted")
 	}
-	if hold := p.holdSeed(8); hold != 0 {
-		t.Errorf("a transfer to another process waits %v", hold)
+	p.turnedDown(7, errors.New("the peer closed the stream"))
+	if !p.unwanted(7) || p.unwanted(8) {
+		t.Errorf("after a refusal by 7: 7 is unwanted: %v, 8: %v", p.unwanted(7), p.unwanted(8))
 	}
 	if p.trouble != "state transfer: the peer closed the stream" {
 		t.Errorf("trouble %q", p.trouble)

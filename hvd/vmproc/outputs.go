@@ -30,7 +30,7 @@ func (p *Process) do(ctx context.Context, o pair.Output) {
 	case pair.Send:
 		// A message goes out on both paths at once; the machine asks for both.
 		if o.Path == pair.Direct {
-			p.complain(p.link.SendHeartbeat(o.Msg.Encode()))
+			p.complain(p.pulse.beat(o.Msg, time.Now()))
 		}
 	case pair.Arbiter:
 		go p.arbitrate(ctx, o, p.guest == nil || !p.guest.wasLive)

@@ -12,9 +12,11 @@
 // One goroutine, the loop, owns the protocol machine: inputs come through one
 // channel, and its outputs are carried out by that goroutine in their order.
 // What takes long (arbiter operations, fences, state transfers, booting) runs
-// on a goroutine of its own and answers by an input.
+// on a goroutine of its own and answers by an input. What the loop has to wait
+// for all the same doesn't silence the copy: heartbeats are the pulse's, which
+// has a thread of its own.
 //
-//	link's handler --+                            +-> heartbeats
+//	link's handler --+                            +-> pulse: heartbeats
 //	engine's end  ---+--> inputs --> pair.Step ---+-> arbiter, fence (volume)
 //	ticker ----------+                            +-> guest: seed, gate, go live
 //
@@ -91,6 +93,7 @@ type Process struct {
 	arbiter *arbiter.Executor
 	pair    *pair.Machine
 	link    *session.Link
+	pulse   *pulse
 	inputs  chan pair.Input
 	later   chan func(context.Context) // run by the loop
 	begun   time.Time
@@ -141,6 +144,7 @@ func Main(ctx context.Context, opt Options) error {
 		cancel()
 		<-stopped
 	}()
+	go p.pulse.run(ctx)
 	api, err := p.serve(ctx)
 	if err != nil {
 		return err
@@ -273,7 +277,7 @@ func (p *Process) openPair() error {
 		return err
 	}
 	incarnation := binary.LittleEndian.Uint64(seed[:]) | 1
-	cfg := pair.Config{Self: hostID(self), Peer: hostID(peer.Key), VM: uuid, Level: level}
+	cfg := pair.Config{Self: hostID(self), Peer: hostID(peer.Key), VM: uuid, Level: level, Heartbeat: heartbeat}
 	if vcpu.UnderTCG() {
 		cfg.SuspectAfter = emulatedSuspect
 	}
@@ -292,7 +296,11 @@ func (p *Process) openPair() error {
 		Direct: direct, Management: session.PathConfig{Interface: bridge},
 		Handler: (*handler)(p),
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	p.pulse = &pulse{send: p.link.SendHeartbeat, say: p.say}
+	return nil
 }
 
 func parseUUID(s string) (u pair.UUID, err error) {
@@ -325,8 +333,10 @@ func (p *Process) loop(ctx context.Context) error {
 	if err := os.Remove(filepath.Join(p.opt.RunDir, restartMarker)); err == nil {
 		p.inputs <- pair.Command{Verb: pair.Start}
 	}
+	p.pulse.turn(time.Now())
 	p.step(ctx, pair.Tick{Now: time.Since(p.begun)})
 	for !p.ending {
+		p.pulse.turn(time.Now())
 		select {
 		case <-ctx.Done():
 			return nil

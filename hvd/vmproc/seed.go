@@ -28,10 +28,10 @@ import (
 //	SeedEnd    empty
 //	Log        from LSN 0
 //
-// A host that can't follow the other (another processor, image or log format)
-// answers SeedBegin by Bye, which says why. The sender then lets that process
-// alone for refuseAgain: it stays in role seeding and sends nothing meanwhile,
-// so that neither the guest nor the list of events suffers.
+// A host that can't follow the other (another processor, image, kernel or log
+// format) answers SeedBegin by Bye, which says why. The sender then lets that
+// process alone (see refusal), so that neither the guest nor the list of events
+// suffers.
 type seedState struct {
 	Base     event.Base        `json:"base"`
 	Snapshot *machine.Snapshot `json:"snapshot"`
@@ -127,13 +127,6 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 	g.stopSeed()
 	ctx, g.seeding = context.WithCancel(ctx)
 	go func() {
-		if hold := p.holdSeed(conn.Peer().Incarnation); hold > 0 {
-			select {
-			case <-time.After(hold):
-			case <-ctx.Done():
-				return
-			}
-		}
 		before := p.link.Stats().BytesOut
 		stats, err := p.sendSeed(ctx, conn, g, seed)
 		if err != nil {

@@ -24,12 +24,8 @@ const (
 // overwritten. ErrFormatted: it's Duet's already. A Format that died half way
 // is completed. Two hosts may try at once: one of them succeeds.
 func Format(ctx context.Context, b Blocks) error {
-	blocks, bs := b.Capacity()
-	if n := blocks * uint64(bs); n < minVolume {
-		return fmt.Errorf("volume has %s; at least %s are needed", size(n), size(minVolume))
-	}
-	if bs != 512 && bs != 4096 {
-		return fmt.Errorf("volume has blocks of %d bytes; 512 or 4096 are supported", bs)
+	if err := fits(b); err != nil {
+		return err
 	}
 	switch _, err := Open(ctx, b); {
 	case err == nil:
@@ -37,7 +33,8 @@ func Format(ctx context.Context, b Blocks) error {
 	case !errors.Is(err, ErrNotDuet) && ours(ctx, b):
 		return err
 	}
-	s := superblock{blockSize: uint32(bs), blocks: blocks, id: randomGUID(), first: alignment / uint64(bs)}
+	s := blank(b)
+	s.id = randomGUID()
 	unfinished, err := checkEmpty(ctx, b, s)
 	if err != nil {
 		return err
@@ -48,6 +45,34 @@ func Format(ctx context.Context, b Blocks) error {
 		return err
 	}
 	return lay(ctx, b, s)
+}
+
+// Vacant says in one line why Format would refuse a volume that isn't Duet's, nil
+// if it's empty and large enough. It reads 18 MiB and writes nothing.
+func Vacant(ctx context.Context, b Blocks) error {
+	if err := fits(b); err != nil {
+		return err
+	}
+	_, err := checkEmpty(ctx, b, blank(b))
+	return err
+}
+
+// blank is the superblock that Format gives a volume, but for its name.
+func blank(b Blocks) superblock {
+	blocks, bs := b.Capacity()
+	return superblock{blockSize: uint32(bs), blocks: blocks, first: alignment / uint64(bs)}
+}
+
+// fits checks a volume's capacity.
+func fits(b Blocks) error {
+	blocks, bs := b.Capacity()
+	if n := blocks * uint64(bs); n < minVolume {
+		return fmt.Errorf("volume has %s; at least %s are needed", size(n), size(minVolume))
+	}
+	if bs != 512 && bs != 4096 {
+		return fmt.Errorf("volume has blocks of %d bytes; 512 or 4096 are supported", bs)
+	}
+	return nil
 }
 
 // ours says that an unreadable volume is nevertheless Duet's, so that the

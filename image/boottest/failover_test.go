@@ -10,7 +10,6 @@ import (
 
 	"github.com/duet-ft/duet/appliance/agent/wire"
 	"github.com/duet-ft/duet/hvd/api"
-	"github.com/duet-ft/duet/image/guest"
 	"github.com/duet-ft/duet/image/lab"
 	"github.com/duet-ft/duet/image/load"
 	"github.com/duet-ft/duet/image/pairlab"
@@ -67,6 +66,8 @@ type trial struct {
 	info    wire.Info        // what the guest said of itself, the last time
 	primary string           // the last one that was protected
 	found   map[string]error // divergences by host and time
+
+	seedings int // that were refused so far
 }
 
 // needPair skips the test where a pair can't be made, with the reason.
@@ -80,9 +81,7 @@ func needPair(t *testing.T) {
 			t.Skipf("%s is missing: install the packages %v", tool, lab.Missing())
 		}
 	}
-	if _, err := guest.Build(t.Context(), "", func(line string) { t.Log(line) }); err != nil {
-		t.Skipf("the guest can't be built: %v", err)
-	}
+	guestImage(t)
 }
 
 // startPair makes a pair in lockstep, and sets clients to work.
@@ -161,6 +160,7 @@ func (p *trial) pullWhileSeeding(t *testing.T) {
 		}
 		p.pair.Cable.Cut(false) // the next transfer begins
 	}
+	p.toldOfTheLink(t, primary)
 	p.answered(t)
 	p.alive(t)
 	p.pair.Cable.Cut(false)
@@ -168,6 +168,24 @@ func (p *trial) pullWhileSeeding(t *testing.T) {
 		t.Errorf("host %s is primary; it was %s, which alone had the guest's state", now, primary)
 	}
 	p.intact(t)
+}
+
+// toldOfTheLink checks that a host that gave up a state transfer says that it was the link.
+func (p *trial) toldOfTheLink(t *testing.T, name string) {
+	t.Helper()
+	events, err := p.pair.API(name).Events(p.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	why := ""
+	for _, e := range events {
+		if e.Role == solo {
+			why = e.What
+		}
+	}
+	if why != "the direct link is silent" && why != "the log stream is down" {
+		t.Errorf("host %s gave up the state transfer, and says: %q", name, why)
+	}
 }
 
 // pull waits for a state transfer and pulls the cable. It says whether the transfer was still under way, and returns

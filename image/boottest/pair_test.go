@@ -3,7 +3,9 @@ package boottest
 import (
 	"context"
 	"encoding/json"
+	"os"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -89,6 +91,25 @@ func TestBadHostJSON(t *testing.T) {
 	}})
 	waitPage(t, h)
 	waitLog(t, h, `netcfg: .*/perm/duet/host.json: unknown field "nmae"; going on with the defaults`)
+}
+
+// TestNoKVM boots a host whose firmware has virtualization switched off. It must say what to do, once, and stay reachable.
+func TestNoKVM(t *testing.T) {
+	l := start(t)
+	h := boot(t, l, lab.HostConfig{
+		Name: "nokvm", Number: 15, Perm: hostJSON(t, hostcfg.Config{Name: "nokvm"}), Extra: []string{"-cpu", "max,-svm"},
+	})
+	waitPage(t, h)
+	const line = "no KVM: there is no /dev/kvm; switch virtualization (VT-x or SVM) on in the firmware set-up"
+	waitLog(t, h, "hvd: "+regexp.QuoteMeta(line))
+	waitLog(t, h, "hvd: no volume: host.json names none") // hvd goes on, past its look at KVM
+	b, err := os.ReadFile(h.ProgramsLog())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(b), line); n != 1 {
+		t.Errorf("it is said %d times: %s", n, line)
+	}
 }
 
 func waitLog(t *testing.T, h *lab.Host, re string) {

@@ -49,6 +49,11 @@ import (
 // SizeMiB is the size of the guest's disk in MiB.
 const SizeMiB = 900
 
+// ErrUnavailable says that this machine has no means to build the guest: a
+// package that isn't installed, or no way to the distribution's mirror. Tests
+// skip for it, and for nothing else.
+var ErrUnavailable = errors.New("the guest can't be built here")
+
 const (
 	suite    = "bookworm"
 	agentPkg = "github.com/duet-ft/duet/appliance/agent"
@@ -301,9 +306,27 @@ func (b *builder) run(ctx context.Context, stdin *os.File, name string, args ...
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return fmt.Errorf("%s: %w: %s", filepath.Base(name), err, tail.String())
+		err = fmt.Errorf("%s: %w: %s", filepath.Base(name), err, tail.String())
+		if offline(tail.b) {
+			err = fmt.Errorf("%w: no way to the distribution's packages: %w", ErrUnavailable, err)
+		}
+		return err
 	}
 	return nil
+}
+
+// offline tells from apt's complaints whether it was the way to the packages that
+// was missing. A package that there is no more, or a script that fails, is none.
+func offline(output []byte) bool {
+	for _, complaint := range []string{
+		"Could not resolve", "Temporary failure resolving", "Could not connect", "Unable to connect", "Cannot initiate the connection",
+		"Connection failed", "Connection timed out", "Connection refused", "Network is unreachable",
+	} {
+		if bytes.Contains(output, []byte(complaint)) {
+			return true
+		}
+	}
+	return false
 }
 
 // lastLines keeps the end of a command's output.

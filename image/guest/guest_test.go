@@ -3,6 +3,7 @@ package guest
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -138,6 +139,28 @@ func TestFailuresAreOneLine(t *testing.T) {
 	err := b.run(context.Background(), nil, "sh", "-c", "echo one; echo two; echo; echo three; echo four >&2; exit 3")
 	if err == nil || err.Error() != "sh: exit status 3: two | three | four" {
 		t.Errorf("%v", err)
+	}
+}
+
+// Only what this machine lacks may make a test skip.
+func TestUnavailable(t *testing.T) {
+	b := &builder{}
+	for output, want := range map[string]bool{
+		"E: Failed to fetch http://deb.example/x.deb  Temporary failure resolving 'deb.example'":                    true,
+		"Err:1 http://deb.example bookworm InRelease\n  Could not connect to deb.example:80 (192.0.2.1), timed out": true,
+		"E: Unable to locate package redis-serverr":                                                                 false,
+		"E: Failed to fetch http://deb.example/x.deb  404  Not Found":                                               false,
+		"dpkg: error processing package linux-image-cloud-amd64":                                                    false,
+		"mke2fs: Could not allocate block in ext2 filesystem":                                                       false,
+	} {
+		err := b.run(context.Background(), nil, "sh", "-c", `printf '%s\n' "$1"; seq 50; exit 100`, "sh", output)
+		if err == nil || errors.Is(err, ErrUnavailable) != want || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%q: %v; unavailable: want %v", output, err, want)
+		}
+	}
+	t.Setenv("PATH", t.TempDir())
+	if err := missing(); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("missing packages: %v", err)
 	}
 }
 

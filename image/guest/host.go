@@ -30,7 +30,7 @@ func missing() error {
 		}
 	}
 	if len(names) > 0 {
-		return fmt.Errorf("building the guest needs packages that aren't installed: apt-get install %s", strings.Join(names, " "))
+		return fmt.Errorf("%w: packages are missing: apt-get install %s", ErrUnavailable, strings.Join(names, " "))
 	}
 	return nil
 }
@@ -47,8 +47,8 @@ func findMode(ctx context.Context) (mode, error) {
 	cmd := m.helper()
 	out, err := exec.CommandContext(ctx, cmd[0], append(cmd[1:], "true")...).CombinedOutput()
 	if err != nil {
-		return mode{}, fmt.Errorf("building the guest takes root, or user namespaces with a range in /etc/subuid (package uidmap): %s",
-			bytes.TrimSpace(out))
+		return mode{}, fmt.Errorf("%w: it takes root, or user namespaces with a range in /etc/subuid (package uidmap): %s",
+			ErrUnavailable, bytes.TrimSpace(out))
 	}
 	return m, nil
 }

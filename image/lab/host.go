@@ -67,6 +67,13 @@ type Host struct {
 	machine *qemu.Machine
 }
 
+// Refit replaces HostConfig.Extra from the next Boot on.
+func (h *Host) Refit(extra []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.cfg.Extra = extra
+}
+
 // Boot switches the host on.
 func (h *Host) Boot() error {
 	h.mu.Lock()

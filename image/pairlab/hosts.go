@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/duet-ft/duet/hvd/api"
@@ -91,7 +92,7 @@ func (p *Pair) newHost(ctx context.Context, core int, name string) error {
 	direct := map[string]*ether.Port{Names[0]: p.Cable.A, Names[1]: p.Cable.B}[name]
 	p.hosts[name], err = p.Lab.NewHost(ctx, lab.HostConfig{
 		Name: name, Number: numbers[name], MemoryMiB: p.cfg.MemoryMiB, Core: core, Direct: direct, Perm: perm,
-		Cmdline: p.cfg.Cmdline, Extra: p.cfg.Extra,
+		Cmdline: p.cfg.Cmdline, Extra: slices.Concat(p.cfg.Extra, p.cfg.HostExtra[name]),
 	})
 	return err
 }
@@ -132,6 +133,11 @@ func (p *Pair) forget(name string) {
 		c.Close()
 		delete(p.clients, name)
 	}
+}
+
+// Refit gives a host that is off other arguments of its own (see Config.HostExtra), as if it were another computer.
+func (p *Pair) Refit(name string, extra []string) {
+	p.hosts[name].Refit(slices.Concat(p.cfg.Extra, extra))
 }
 
 // Restart boots a host that was killed, and waits until it is up and sees the volume.

@@ -74,6 +74,8 @@ type Config struct {
 	// Cmdline is added to the command line of the hosts' kernels, Extra to QEMU's.
 	Cmdline string
 	Extra   []string
+	// HostExtra are arguments for the QEMU of one host, by its name, behind Extra.
+	HostExtra map[string][]string
 	// Log gets a line for each step that takes long; nil means none.
 	Log func(line string)
 }

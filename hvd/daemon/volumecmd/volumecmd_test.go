@@ -130,6 +130,28 @@ func TestForeignDataIsKept(t *testing.T) {
 	}
 }
 
+// A definition that is refused changes nothing.
+func TestDefinitionRefused(t *testing.T) {
+	b := newBench(t)
+	b.ok("volume format --file /volume", "")
+	b.ok("volume create --file /volume /db.json", "")
+	before, err := os.ReadFile(b.path("volume"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.write("field.json", []byte(strings.Replace(definition, "memory_mib", "memory", 1)))
+	b.write("huge.json", []byte(strings.Replace(definition, "64,", "1048577,", 1)))
+	b.write("other.json", []byte(strings.Replace(strings.Replace(definition, `"db"`, `"other"`, 1), "0f0e0d0c", "0f0e0d0d", 1)))
+	b.fails("volume create --file /volume /field.json", `invalid VM definition: unknown field "memory"`)
+	b.fails("volume create --file /volume /huge.json", "memory_mib 1048577")
+	b.fails("volume create --file /volume /db.json", `VM "db": name db is taken by VM "db"`)
+	now, err := os.ReadFile(b.path("volume"))
+	if err != nil || !bytes.Equal(now, before) {
+		t.Errorf("the volume was changed (%v)", err)
+	}
+	b.ok("volume create --file /volume /other.json", "VM other is defined")
+}
+
 func TestImportRefused(t *testing.T) {
 	b := newBench(t)
 	b.ok("volume format --file /volume", "")

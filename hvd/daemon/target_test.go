@@ -1,0 +1,147 @@
+package daemon
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/duet-ft/duet/hvd/hostcfg"
+	"github.com/duet-ft/duet/image/target"
+)
+
+const (
+	targetUser   = "duet"
+	targetSecret = "secret-of-chap"
+)
+
+// startTarget serves a file by a real target.
+func startTarget(t *testing.T, file string, size int64) *target.Target {
+	t.Helper()
+	tg, err := target.Start(t.Context(), target.Config{Dir: t.TempDir(), File: file, Size: size, User: targetUser, Secret: targetSecret})
+	if errors.Is(err, target.ErrMissing) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tg.Stop)
+	return tg
+}
+
+// sum is a file's SHA-256.
+func sum(t *testing.T, path string) (s [sha256.Size]byte) {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		t.Fatal(err)
+	}
+	copy(s[:], h.Sum(nil))
+	return s
+}
+
+// somebodys makes a file of 64 MiB with a file system in it.
+func somebodys(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "thesis.img")
+	out, err := exec.Command("mke2fs", "-q", "-t", "ext4", path, "64M").CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Skip("mke2fs is missing: install the package e2fsprogs")
+	}
+	if err != nil {
+		t.Fatalf("mke2fs: %v: %s", err, out)
+	}
+	return path
+}
+
+// stranger is a server that isn't an iSCSI target.
+func stranger(t *testing.T, greeting string) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(c, greeting)
+			c.Close()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// TestBadTarget gives the daemon volumes that it can't use, on a real target. It must say so in one line, once, go on
+// serving its API, and leave each byte as it was.
+func TestBadTarget(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: no real target")
+	}
+	thesis, small := somebodys(t), filepath.Join(t.TempDir(), "small.img")
+	good, tiny := startTarget(t, thesis, 0), startTarget(t, small, 1<<20)
+	before := sum(t, thesis)
+	for _, c := range []struct {
+		name  string
+		wrong func(*hostcfg.Volume)
+		line  string
+	}{
+		{"nobody at the portal", func(v *hostcfg.Volume) { v.Portal = closedPort(t) }, "connection refused"},
+		{"another server at the portal", func(v *hostcfg.Volume) { v.Portal = stranger(t, "SSH-2.0-OpenSSH_9.2\r\n"+strings.Repeat(" ", 64)) }, "no iSCSI target there"},
+		{"another target's name", func(v *hostcfg.Volume) { v.Target += "x" }, "no such target there (check the target's name)"},
+		{"another LUN", func(v *hostcfg.Volume) { v.LUN = 7 }, "no such logical unit (LUN)"},
+		{"wrong password", func(v *hostcfg.Volume) { v.Secret = "another-secret" }, "wrong CHAP user or password"},
+		{"wrong user", func(v *hostcfg.Volume) { v.User = "root" }, "wrong CHAP user or password"},
+		{"no password", func(v *hostcfg.Volume) { v.User, v.Secret = "", "" }, "wants a CHAP user and password, and none is given"},
+		{"too small", func(v *hostcfg.Volume) { v.Portal = tiny.Portal() }, "volume has 1048576 bytes; at least 64 MiB are needed"},
+		{"somebody's data", func(*hostcfg.Volume) {}, "the volume holds an ext2, ext3 or ext4 file system; it is never overwritten"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			v := hostcfg.Volume{Portal: good.Portal(), Target: good.IQN(), User: targetUser, Secret: targetSecret}
+			c.wrong(&v)
+			b, err := json.Marshal(hostcfg.Config{Name: "a", Token: "s3cret", Volume: &v})
+			if err != nil {
+				t.Fatal(err)
+			}
+			h := newHost(t, string(b))
+			h.opt.Open = login
+			h.start(t)
+			client, ctx := h.client(t, "s3cret"), deadline(t)
+			var line string
+			h.eventually(t, "the state says what is wrong", func() bool {
+				s, err := client.Host(ctx)
+				line = s.Volume
+				return err == nil && strings.HasPrefix(line, "no volume: ") && h.count(line) > 0
+			})
+			if !strings.Contains(line, c.line) || strings.Contains(line, "\n") || v.Secret != "" && strings.Contains(line, v.Secret) {
+				t.Errorf("the line is %q, want %q in it", line, c.line)
+			}
+			if n := h.count(line); n != 1 {
+				t.Errorf("the line is %d times in the log: %q", n, line)
+			}
+			if _, err := client.Create(ctx, definition("db", 64)); err == nil || err.Error() != line {
+				t.Errorf("a VM was made there: %v", err)
+			}
+		})
+	}
+	if sum(t, thesis) != before {
+		t.Error("somebody's data was changed")
+	}
+	if b, err := os.ReadFile(small); err != nil || strings.Trim(string(b), "\x00") != "" {
+		t.Errorf("the small volume was written to (%v)", err)
+	}
+}
