@@ -116,6 +116,13 @@ func (b *Board) ConsoleInput(p []byte) {
 	b.d.updateUART()
 }
 
+// ConsoleRoom is how many bytes ConsoleInput can take now, and how many it took
+// ever, counted from the wall clock at the guest's start in ns: two starts
+// share no count.
+func (b *Board) ConsoleRoom() (room int, typed uint64) {
+	return b.d.uart.Room(), b.d.uart.Typed
+}
+
 // PowerButton presses the ACPI power button.
 func (b *Board) PowerButton() {
 	b.d.pm.PressButton()

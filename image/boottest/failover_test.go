@@ -10,6 +10,7 @@ import (
 
 	"github.com/duet-ft/duet/appliance/agent/wire"
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/api/console"
 	"github.com/duet-ft/duet/image/guest"
 	"github.com/duet-ft/duet/image/lab"
 	"github.com/duet-ft/duet/image/load"
@@ -48,7 +49,9 @@ func TestPair(t *testing.T) {
 	}{
 		{"cable pulled in lockstep", p.pullInLockstep},
 		{"cable pulled while seeding", p.pullWhileSeeding},
+		{"console", p.logIn},
 		{"primary killed", p.killPrimary},
+		{"console after the takeover", p.stillLoggedIn},
 		{"end", p.end},
 	} {
 		begin := time.Now()
@@ -67,6 +70,7 @@ type trial struct {
 	info    wire.Info        // what the guest said of itself, the last time
 	primary string           // the last one that was protected
 	found   map[string]error // divergences by host and time
+	typist  console.Typist   // at the guest's console
 }
 
 // needPair skips the test where a pair can't be made, with the reason.
