@@ -127,6 +127,7 @@ func (x *text) Write(p []byte) (int, error) {
 	return x.b.Write(p)
 }
 
+// String is what was written so far.
 func (x *text) String() string {
 	x.mu.Lock()
 	defer x.mu.Unlock()

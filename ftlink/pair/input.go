@@ -91,6 +91,7 @@ var faultNames = [...]string{
 	SeedFailed: "the state transfer failed", Lagging: "the secondary is too far behind", Refused: "the volume refused a write",
 }
 
+// String says what is wrong, as part of a sentence.
 func (f Fault) String() string {
 	if int(f) < len(faultNames) && faultNames[f] != "" {
 		return faultNames[f]

@@ -19,6 +19,7 @@ const (
 	Reset                             // the guest reset the machine
 )
 
+// String is the kind's name, for people.
 func (k EffectKind) String() string {
 	names := [...]string{"", "disk request", "frame", "vsock packet", "console output", "power off", "reset"}
 	if k == 0 || int(k) >= len(names) {
