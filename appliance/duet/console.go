@@ -52,7 +52,7 @@ type session struct {
 	offset uint64
 	begun  bool
 	over   bool // standard input has ended
-	full   bool // it was told that input is lost
+	full   bool // it was told that the guest takes no input
 }
 
 // typeConsole connects standard input and output to a guest's console until the escape key, or the end of a pipe.
@@ -118,18 +118,22 @@ func (s *session) read(ctx context.Context) {
 func (s *session) connect(ctx context.Context) (net.Conn, error) {
 	limit, cancel := context.WithTimeout(ctx, s.env.timeout)
 	defer cancel()
-	for try := 1; ; try++ {
+	for try, first := 1, error(nil); ; try++ {
 		client := s.hosts[s.at]
 		conn, err := s.dial(limit, client)
 		if err == nil {
 			return conn, nil
 		}
 		s.at = (s.at + 1) % len(s.hosts)
-		if !s.begun && try == len(s.hosts) || limit.Err() != nil {
-			return nil, err
-		}
-		if !s.begun {
+		if !s.begun && try < len(s.hosts) {
+			first = err
 			continue
+		}
+		if !s.begun || limit.Err() != nil {
+			if first != nil {
+				err = fmt.Errorf("%w; the peer: %w", first, err)
+			}
+			return nil, err
 		}
 		input := s.input
 		if s.typist.Waiting() >= maxWaiting {
@@ -238,8 +242,12 @@ func (s *session) serve(ctx context.Context, conn net.Conn) (done bool, err erro
 		case err := <-failed:
 			return false, err
 		case <-silent.C:
-			if s.over && s.typist.Waiting() == 0 {
+			switch n := s.typist.Waiting(); {
+			case s.over && n == 0:
 				return true, nil
+			case s.over && !s.full:
+				s.full = true
+				s.say("the guest takes no input: %d bytes wait", n)
 			}
 		}
 		silent.Reset(quiet)

@@ -177,6 +177,20 @@ func TestConsolePipe(t *testing.T) {
 	}
 }
 
+// TestConsoleWaits has a guest that takes a pipe's input late: the user is told, and the console doesn't end before.
+func TestConsoleWaits(t *testing.T) {
+	s := newShell(t)
+	s.room = 0
+	out, notes, done := s.start(strings.NewReader("date\n"))
+	notes.await(t, "[duet: the guest takes no input: 5 bytes wait]")
+	s.mu.Lock()
+	s.room = -1
+	s.mu.Unlock()
+	if err := wait(t, done); err != nil || out.String() != "date!\r\n" || strings.Count(notes.String(), "duet:") != 1 {
+		t.Errorf("%v, output %q, notes %q", err, out, notes)
+	}
+}
+
 // TestConsoleTakeover has the primary change while a pipe with much input is typed at a slow guest.
 func TestConsoleTakeover(t *testing.T) {
 	s := newShell(t)
@@ -280,7 +294,7 @@ func TestConsoleNowhere(t *testing.T) {
 	s := newShell(t)
 	s.hosts[0].setConsole(nil)
 	_, _, done := s.start(strings.NewReader(""))
-	if err := wait(t, done); err == nil || err.Error() != "VM db doesn't run on this host" {
+	if err := wait(t, done); err == nil || err.Error() != "VM db doesn't run on this host; the peer: VM db doesn't run on this host" {
 		t.Errorf("error %v", err)
 	}
 	s = newShell(t)

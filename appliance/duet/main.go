@@ -3,6 +3,7 @@
 // # Place
 //
 // It talks to a host's API by hvd/api, and to the agent in a guest by appliance/agent/wire over the API's vsock streams.
+// A console is a stream of hvd/api/console that follows its guest from host to host.
 // Tables go to standard output; an error is one line on standard error, and the exit status 1.
 package main
 
