@@ -9,6 +9,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -26,6 +27,7 @@ const usage = `usage:
   hvd vm [--config FILE] [--key FILE] --run DIR NAME
                                             the process of one VM; the daemon starts it
   hvd version
+  hvd help
 ` + volumecmd.Usage
 
 func main() {
@@ -59,6 +61,9 @@ func run(ctx context.Context, args []string) error {
 	case "version":
 		fmt.Println(version())
 		return nil
+	case "help", "-h", "--help":
+		fmt.Print(usage)
+		return nil
 	case "volume", "disk":
 		return volumecmd.Run(ctx, args[0], args[1:], os.Stdout, os.Stderr)
 	}
@@ -68,6 +73,7 @@ func run(ctx context.Context, args []string) error {
 func runVM(ctx context.Context, args []string) error {
 	var o vmproc.Options
 	f := flag.NewFlagSet("vm", flag.ContinueOnError)
+	f.SetOutput(io.Discard) // the error says it
 	f.StringVar(&o.HostConfig, "config", hostcfg.DefaultPath, "host.json")
 	f.StringVar(&o.KeyFile, "key", hostkey.DefaultPath, "the host's key")
 	f.StringVar(&o.RunDir, "run", "", "the VM's directory for sockets")

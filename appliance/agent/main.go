@@ -14,10 +14,13 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"log"
 	"net"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -38,20 +41,41 @@ func main() {
 	if len(os.Args) > 1 {
 		log.Fatal("duet-agent takes no arguments: it answers on vsock port 1024")
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	keep(ctx, listen, linux{}, retry)
+}
+
+// listen listens on the agent's port, in whatever context ID the guest has.
+func listen() (net.Listener, error) {
+	l, err := vsock.ListenContextID(cidAny, wire.Port, nil)
+	if err != nil {
+		return nil, err // and not a listener that is a nil pointer
+	}
+	return l, nil
+}
+
+// keep listens and serves until ctx ends, and again after a pause when it can't. It says so once: there may be no vsock
+// device yet, or none at all.
+func keep(ctx context.Context, listen func() (net.Listener, error), sys System, pause time.Duration) {
 	var last string
-	for {
-		l, err := vsock.ListenContextID(cidAny, wire.Port, nil)
+	for ctx.Err() == nil {
+		l, err := listen()
 		if err == nil {
 			log.Printf("listening on vsock port %d", wire.Port)
-			err = serve(l, linux{})
+			stop := context.AfterFunc(ctx, func() { l.Close() })
+			err = serve(l, sys)
+			stop()
 			l.Close()
 		}
-		// No vsock device yet, or none at all: say so once.
-		if err.Error() != last {
+		if ctx.Err() == nil && err.Error() != last {
 			last = err.Error()
 			log.Print(err)
 		}
-		time.Sleep(retry)
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
 	}
 }
 

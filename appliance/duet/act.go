@@ -31,8 +31,9 @@ func tell(do func(*api.Client, context.Context, string) error, done string) func
 }
 
 func create(ctx context.Context, e env) error {
-	in := e.in
+	in, name := e.in, "standard input"
 	if e.args[0] != "-" {
+		name = e.args[0]
 		f, err := os.Open(e.args[0])
 		if err != nil {
 			return err
@@ -45,7 +46,7 @@ func create(ctx context.Context, e env) error {
 		return err
 	}
 	if !json.Valid(text) {
-		return fmt.Errorf("%s is not valid JSON", e.args[0])
+		return fmt.Errorf("%s is not valid JSON", name)
 	}
 	v, err := e.client.Create(ctx, json.RawMessage(text))
 	if err != nil {
@@ -63,8 +64,8 @@ func remove(ctx context.Context, e env) error {
 	return err
 }
 
-// console prints what the guest wrote, without what could harm the terminal that shows it.
-func console(ctx context.Context, e env) error {
+// showConsole prints what the guest wrote, without what could harm the terminal that shows it.
+func showConsole(ctx context.Context, e env) error {
 	text, err := e.client.Console(ctx, e.args[0])
 	if err != nil {
 		return err

@@ -8,10 +8,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/datadriven"
 	"github.com/duet-ft/duet/appliance/agent/wire"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/daemon/server"
@@ -21,7 +24,17 @@ import (
 )
 
 // host is a host with one VM, "db", whose guest has an agent, and an echo on port 7.
-type host struct{ asked []string }
+type host struct {
+	mu      sync.Mutex
+	asked   []string
+	console func() (net.Conn, error) // nil: the guest runs elsewhere
+}
+
+func (h *host) note(what string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.asked = append(h.asked, what)
+}
 
 func (h *host) Host(context.Context) api.Host {
 	return api.Host{Name: "a", KVM: "ok", Volume: "ok", Trouble: "no peer: host.json names none", Key: strings.Repeat("00", 32)}
@@ -43,17 +56,17 @@ func (h *host) VM(context.Context, string) (api.VM, error) {
 }
 
 func (h *host) Create(_ context.Context, definition []byte) (api.VM, error) {
-	h.asked = append(h.asked, "create "+string(definition))
+	h.note("create " + string(definition))
 	return api.VM{Name: "new"}, nil
 }
 
 func (h *host) Delete(_ context.Context, name string) error {
-	h.asked = append(h.asked, "delete "+name)
+	h.note("delete " + name)
 	return nil
 }
 
 func (h *host) Forward(_ context.Context, name, method, path string) (vmsock.Reply, error) {
-	h.asked = append(h.asked, method+" "+name+path)
+	h.note(method + " " + name + path)
 	if path == "/force-start" {
 		return vmsock.Reply{}, api.Errorf(409, "the peer is alive")
 	}
@@ -83,6 +96,16 @@ func (h *host) Vsock(_ context.Context, _ string, port uint32) (net.Conn, error)
 	return here, nil
 }
 
+func (h *host) Console(_ context.Context, name string) (net.Conn, error) {
+	h.mu.Lock()
+	connect := h.console
+	h.mu.Unlock()
+	if connect == nil {
+		return nil, api.Errorf(409, "VM %s doesn't run on this host", name)
+	}
+	return connect()
+}
+
 // sockets is a connection of Unix sockets, as a VM's process has one: it can be closed half.
 func sockets() (a, b net.Conn, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -109,7 +132,7 @@ func (h *host) agent(conn net.Conn) {
 			return
 		}
 		req, bad := wire.ParseRequest(line)
-		h.asked = append(h.asked, string(line))
+		h.note(string(line))
 		var out any
 		if req.Execute == wire.Information {
 			out = wire.Info{BootID: "b-o-o-t", Uptime: 12.5, Hostname: "db", Addresses: []wire.Address{{Interface: "eth0", Address: "192.0.2.7/24"}}}
@@ -118,8 +141,14 @@ func (h *host) agent(conn net.Conn) {
 	}
 }
 
-// serve runs the host's API, and returns the flags to reach it.
-func serve(t *testing.T, h *host) []string {
+// served is a host whose API runs.
+type served struct {
+	address     string
+	fingerprint string
+}
+
+// serve runs a host's API, whose token is "tok".
+func serve(t *testing.T, h *host) served {
 	t.Helper()
 	key := hostkey.New()
 	cert, err := hostkey.Certificate(key)
@@ -137,85 +166,79 @@ func serve(t *testing.T, h *host) []string {
 		close(done)
 	}()
 	t.Cleanup(func() { cancel(); <-done })
-	print := api.Fingerprint(key.Public().(ed25519.PublicKey))
-	return []string{"--host", l.Addr().String(), "--token", "tok", "--fingerprint", print[:2] + ":" + print[2:], "--timeout", "20s"}
+	return served{l.Addr().String(), api.Fingerprint(key.Public().(ed25519.PublicKey))}
 }
 
+// flags are how to reach it.
+func (s served) flags() []string {
+	return []string{"--host", s.address, "--token", "tok", "--fingerprint", s.fingerprint[:2] + ":" + s.fingerprint[2:], "--timeout", "20s"}
+}
+
+// TestMain lets all tests run in one time zone.
+func TestMain(m *testing.M) {
+	time.Local = time.UTC
+	os.Exit(m.Run())
+}
+
+// took is how long something took, which is never the same.
+var took = regexp.MustCompile(`answered in [0-9.]+ ms`)
+
+// TestCommands compares what each command prints, fails with and asks of the host with testdata/commands.
 func TestCommands(t *testing.T) {
-	for _, c := range []struct {
-		line string
-		out  []string // parts of the output, in this order
-		in   string
-		ask  string // what the host was asked
-		err  string // a part of the error
-	}{
-		{line: "host", out: []string{
-			"name         a\n", "KVM          ok\n",
-			"fingerprint  " + api.Fingerprint(make([]byte, 32)) + "\n", "trouble      no peer: host.json names none\n",
-		}},
-		{line: "vms", out: []string{
-			"NAME  ROLE     RUNS HERE  PROTECTED  EPOCH  LAG     OUTPUT    ERROR\n",
-			"db    primary  yes        yes        3      1.2 ms  verified  \n",
-			"web   failed   no         no         0      0.0 ms  received  no kernel [2J was found\n",
-		}},
-		{line: "vm db", out: []string{"guest time     1.5s\n", "exits          12 (ticks 5, inputs 0)", "7 pages", "peer is silent"}},
-		{line: "start db", out: []string{"VM db starts\n"}, ask: "POST db/start"},
-		{line: "stop db", out: []string{"VM db is switched off\n"}, ask: "POST db/stop"},
-		{line: "shutdown db", out: []string{"VM db was told to shut down\n"}, ask: "POST db/shutdown"},
-		{line: "force-start db", err: "the peer is alive", ask: "POST db/force-start"},
-		{line: "console db", out: []string{"line 1\n[31mline 2\tred\n"}, ask: "GET db/console"},
-		{line: "events", out: []string{"hvd started\n", "db  alone 2  went live\n"}},
-		{line: "events db", out: []string{"went live"}},
-		{line: "create -", in: `{"name": "new"}`, out: []string{"VM new is defined\n"}, ask: `create {"name":"new"}`},
-		{line: "create -", in: `{"name": `, err: "- is not valid JSON"},
-		{line: "create /nonexistent", err: "no such file"},
-		{line: "delete db", out: []string{"VM db is deleted\n"}, ask: "delete db"},
-		{line: "agent db ping", out: []string{"the agent of VM db answered in "}, ask: `{"execute":"ping"}`},
-		{line: "agent db info", out: []string{"boot id    b-o-o-t\n", "uptime     12.50 s\n", "address    eth0 192.0.2.7/24\n"}, ask: `{"execute":"info"}`},
-		{line: "agent db shutdown", out: []string{"answered"}, ask: `{"execute":"shutdown","arguments":{"mode":"poweroff"}}`},
-		{line: "agent db reboot", out: []string{"answered"}, ask: `{"execute":"shutdown","arguments":{"mode":"reboot"}}`},
-		{line: "agent db dance", err: "ping, info, shutdown and reboot"},
-		{line: "vsock db 7", in: "hello", out: []string{"hello"}},
-		{line: "vsock db 8", err: "nothing listens on vsock port 8"},
-		{line: "vsock db x", err: "vsock port"},
-		{line: "explode", err: `there is no command "explode"`},
-		{line: "start", err: "start with 0 arguments"},
-		{line: "host extra", err: "host with 1 arguments"},
-		{line: "", err: "no command"},
-		{line: "--nope host", err: "flag provided but not defined"},
-		{line: "--token wrong host", err: "wrong or missing token"},
-		{line: "--fingerprint 00 host", err: "this is another host"},
-	} {
-		t.Run(c.line, func(t *testing.T) {
-			h := &host{}
-			flags := serve(t, h)
-			var out bytes.Buffer
-			err := run(context.Background(), append(flags, strings.Fields(c.line)...), strings.NewReader(c.in), &out)
-			if c.err == "" && err != nil || c.err != "" && (err == nil || !strings.Contains(err.Error(), c.err)) {
-				t.Errorf("error %v, want %q", err, c.err)
-			}
-			rest := out.String()
-			for _, part := range c.out {
-				_, after, ok := strings.Cut(rest, part)
-				if !ok {
-					t.Fatalf("the output has no %q (after what comes before it):\n%s", part, out.String())
-				}
-				rest = after
-			}
-			if got := strings.Join(h.asked, "|"); got != c.ask {
-				t.Errorf("the host was asked for %q, want %q", got, c.ask)
-			}
-		})
+	datadriven.RunTest(t, "testdata/commands", func(t *testing.T, d *datadriven.TestData) string {
+		line, in, _ := strings.Cut(d.Input, "\n")
+		if d.Cmd != "duet" {
+			d.Fatalf(t, "there is no directive %s", d.Cmd)
+		}
+		h := &host{}
+		s := serve(t, h)
+		var out bytes.Buffer
+		err := run(context.Background(), append(s.flags(), strings.Fields(line)...), strings.NewReader(in), &out, io.Discard)
+		text := out.String()
+		if text != "" && !strings.HasSuffix(text, "\n") {
+			text += " (no newline)\n"
+		}
+		for _, asked := range h.asked {
+			text += "asked: " + asked + "\n"
+		}
+		if err != nil {
+			text += "error: " + api.OneLine(err.Error()) + "\n"
+		}
+		if errors.Is(err, errUsage) {
+			text += "(and the usage)\n"
+		}
+		text = took.ReplaceAllString(text, "answered in some ms")
+		return strings.NewReplacer(s.address, "ADDRESS", s.fingerprint, "FINGERPRINT", "\x1b", "^[").Replace(text)
+	})
+}
+
+// TestUsage expects each command in the usage, and in testdata/commands.
+func TestUsage(t *testing.T) {
+	var out bytes.Buffer
+	if err := run(context.Background(), []string{"--help"}, nil, &out, io.Discard); err != nil || out.String() != usage {
+		t.Errorf("--help: %v, %q", err, out.String())
+	}
+	golden, err := os.ReadFile("testdata/commands")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range commands {
+		if !strings.Contains(usage, "\n  "+name+" ") {
+			t.Errorf("the usage has no %s", name)
+		}
+		if !strings.Contains(string(golden), "\n"+name+" ") && !strings.Contains(string(golden), "\n"+name+"\n") {
+			t.Errorf("testdata/commands has no %s", name)
+		}
 	}
 }
 
 func TestNoHost(t *testing.T) {
 	t.Setenv("DUET_HOST", "")
-	if err := run(context.Background(), []string{"host"}, nil, io.Discard); !errors.Is(err, errUsage) {
+	if err := run(context.Background(), []string{"host"}, nil, io.Discard, io.Discard); !errors.Is(err, errUsage) {
 		t.Errorf("without a host: %v", err)
 	}
 	t.Setenv("DUET_HOST", "127.0.0.1:1")
-	err := run(context.Background(), []string{"host"}, nil, io.Discard)
+	err := run(context.Background(), []string{"host"}, nil, io.Discard, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "host 127.0.0.1:1: ") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("a host that isn't there: %v", err)
 	}

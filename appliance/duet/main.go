@@ -3,6 +3,7 @@
 // # Place
 //
 // It talks to a host's API by hvd/api, and to the agent in a guest by appliance/agent/wire over the API's vsock streams.
+// A console is a stream of hvd/api/console that follows its guest from host to host.
 // Tables go to standard output; an error is one line on standard error, and the exit status 1.
 package main
 
@@ -21,7 +22,8 @@ import (
 	"github.com/duet-ft/duet/hvd/api"
 )
 
-const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprint HEX] [--timeout DURATION] COMMAND
+const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprint HEX]
+            [--peer ADDRESS[:PORT]] [--peer-token TOKEN] [--peer-fingerprint HEX] [--timeout DURATION] COMMAND
 
   host                         the host's own state
   vms                          its VMs
@@ -33,12 +35,15 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
   shutdown NAME                press a VM's power button
   force-start NAME             start a VM here although it was the peer's, which you know to be off
   console NAME                 its last console output
+  vm console NAME              type at its console; with --peer it goes on there when that host takes over. On a
+                               terminal Ctrl-] ends it, a pipe's end when the guest is silent for a second
   events [NAME]                what happened on the host, or to one VM
   agent NAME ping|info|shutdown|reboot
                                talk to the agent in the guest
   vsock NAME PORT              connect standard input and output to a port of the guest
 
-The flags' defaults are in the environment: DUET_HOST, DUET_TOKEN, DUET_FINGERPRINT.
+The flags' defaults are in the environment: DUET_HOST, DUET_TOKEN, DUET_FINGERPRINT, DUET_PEER, DUET_PEER_TOKEN,
+DUET_PEER_FINGERPRINT. The peer's token is the host's, if none is given.
 `
 
 // errUsage says that the command line isn't understood.
@@ -47,7 +52,7 @@ var errUsage = errors.New("wrong use")
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout)
+	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	switch {
 	case errors.Is(err, errUsage):
 		fmt.Fprintf(os.Stderr, "duet: %s\n%s", api.OneLine(err.Error()), usage)
@@ -60,10 +65,13 @@ func main() {
 
 // env is what a command works with.
 type env struct {
-	client *api.Client
-	args   []string // after the command's name
-	in     io.Reader
-	out    io.Writer
+	client  *api.Client
+	peer    *api.Client // of the other host, or nil
+	args    []string    // after the command's name
+	in      io.Reader
+	out     io.Writer
+	notes   io.Writer // for what isn't the command's output
+	timeout time.Duration
 }
 
 type command struct {
@@ -76,28 +84,35 @@ var commands = map[string]command{
 	"host":        {0, 0, false, showHost},
 	"vms":         {0, 0, false, showVMs},
 	"vm":          {1, 1, false, showVM},
+	"vm console":  {2, 2, true, typeConsole},
 	"create":      {1, 1, false, create},
 	"delete":      {1, 1, false, remove},
 	"start":       {1, 1, false, tell((*api.Client).Start, "starts")},
 	"stop":        {1, 1, false, tell((*api.Client).Stop, "is switched off")},
 	"shutdown":    {1, 1, false, tell((*api.Client).Shutdown, "was told to shut down")},
 	"force-start": {1, 1, false, tell((*api.Client).ForceStart, "starts")},
-	"console":     {1, 1, false, console},
+	"console":     {1, 1, false, showConsole},
 	"events":      {0, 1, false, showEvents},
 	"agent":       {2, 2, false, agent},
 	"vsock":       {2, 2, true, vsock},
 }
 
+// dest is one host, as the flags name it.
+func dest(f *flag.FlagSet, name, prefix, env string) *api.Config {
+	cfg := &api.Config{}
+	f.StringVar(&cfg.Address, name, os.Getenv("DUET_"+strings.ToUpper(name)), "")
+	f.StringVar(&cfg.Token, prefix+"token", os.Getenv("DUET_"+env+"TOKEN"), "")
+	f.StringVar(&cfg.Fingerprint, prefix+"fingerprint", os.Getenv("DUET_"+env+"FINGERPRINT"), "")
+	return cfg
+}
+
 // run carries out a command line.
-func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
-	var cfg api.Config
-	var timeout time.Duration
+func run(ctx context.Context, args []string, in io.Reader, out, notes io.Writer) error {
+	e := env{in: in, out: out, notes: notes}
 	f := flag.NewFlagSet("duet", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
-	f.StringVar(&cfg.Address, "host", os.Getenv("DUET_HOST"), "")
-	f.StringVar(&cfg.Token, "token", os.Getenv("DUET_TOKEN"), "")
-	f.StringVar(&cfg.Fingerprint, "fingerprint", os.Getenv("DUET_FINGERPRINT"), "")
-	f.DurationVar(&timeout, "timeout", 2*time.Minute, "")
+	host, peer := dest(f, "host", "", ""), dest(f, "peer", "peer-", "PEER_")
+	f.DurationVar(&e.timeout, "timeout", 2*time.Minute, "")
 	switch err := f.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		_, err := io.WriteString(out, usage)
@@ -106,24 +121,48 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		return fmt.Errorf("%w: %w", errUsage, err)
 	case f.NArg() == 0:
 		return fmt.Errorf("%w: no command", errUsage)
-	case cfg.Address == "":
+	case host.Address == "":
 		return fmt.Errorf("%w: which host? Give --host, or DUET_HOST in the environment", errUsage)
 	}
-	cfg.Fingerprint = strings.ReplaceAll(cfg.Fingerprint, ":", "")
-	c, ok := commands[f.Arg(0)]
-	rest := f.Args()[1:]
-	if !ok {
-		return fmt.Errorf("%w: there is no command %.40q", errUsage, f.Arg(0))
+	c, err := find(f.Args())
+	if err != nil {
+		return err
 	}
-	if len(rest) < c.min || len(rest) > c.max {
-		return fmt.Errorf("%w: %s with %d arguments", errUsage, f.Arg(0), len(rest))
-	}
+	e.args = f.Args()[1:]
 	if !c.endless {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, timeout)
+		ctx, cancel = context.WithTimeout(ctx, e.timeout)
 		defer cancel()
 	}
-	client := api.Dial(cfg)
-	defer client.Close()
-	return c.run(ctx, env{client, rest, in, out})
+	e.client = connect(host)
+	defer e.client.Close()
+	if peer.Address != "" {
+		if peer.Token == "" {
+			peer.Token = host.Token
+		}
+		e.peer = connect(peer)
+		defer e.peer.Close()
+	}
+	return c.run(ctx, e)
+}
+
+// find looks up the command of a line with at least one word.
+func find(line []string) (command, error) {
+	name, n := line[0], len(line)-1
+	if name == "vm" && n == 2 {
+		name += " " + line[1]
+	}
+	c, ok := commands[name]
+	switch {
+	case !ok:
+		return c, fmt.Errorf("%w: there is no command %.40q", errUsage, name)
+	case n < c.min || n > c.max:
+		return c, fmt.Errorf("%w: %s with %d arguments", errUsage, name, n)
+	}
+	return c, nil
+}
+
+func connect(cfg *api.Config) *api.Client {
+	cfg.Fingerprint = strings.ReplaceAll(cfg.Fingerprint, ":", "")
+	return api.Dial(*cfg)
 }

@@ -36,7 +36,7 @@ func (c *dhcpClient) run(ctx context.Context) {
 			}
 			failures++
 			c.say.printf("DHCP on %s: %v; trying again", plan.Bridge, err)
-			if !sleep(ctx, plan.Backoff(failures), nil) {
+			if !pause(ctx, plan.Backoff(failures)) {
 				return
 			}
 			continue
@@ -92,7 +92,7 @@ func (c *dhcpClient) use(lease *nclient4.Lease) (*nclient4.Lease, plan.Settings,
 func (c *dhcpClient) hold(ctx context.Context, lease *nclient4.Lease, s plan.Settings) bool {
 	for {
 		expire := time.Now().Add(s.Expire)
-		if !sleep(ctx, s.Renew, nil) {
+		if !pause(ctx, s.Renew) {
 			return false
 		}
 		for failures := 1; ; failures++ {
@@ -111,7 +111,7 @@ func (c *dhcpClient) hold(ctx context.Context, lease *nclient4.Lease, s plan.Set
 				return true
 			}
 			c.say.printf("renewing %s: %v; trying again", s.Address, err)
-			if !sleep(ctx, min(plan.Backoff(failures), time.Until(expire)), nil) {
+			if !pause(ctx, min(plan.Backoff(failures), time.Until(expire))) {
 				return false
 			}
 		}

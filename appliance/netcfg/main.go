@@ -91,8 +91,11 @@ func keepLinks(ctx context.Context, cfg *hostcfg.Config, ready chan struct{}) {
 				ready = nil
 			}
 		}
-		if !sleep(ctx, wait, changed) {
+		select {
+		case <-ctx.Done():
 			return
+		case <-changed:
+		case <-time.After(wait):
 		}
 	}
 }
@@ -114,7 +117,7 @@ func keepStatic(ctx context.Context, s plan.Settings) {
 	for failures := 1; ; failures++ {
 		if err := apply(s); err != nil {
 			say.printf("static address: %v; trying again", err)
-			if !sleep(ctx, plan.Backoff(failures), nil) {
+			if !pause(ctx, plan.Backoff(failures)) {
 				return
 			}
 			continue
@@ -135,17 +138,14 @@ func (c *changeLog) printf(format string, args ...any) {
 	}
 }
 
-// sleep waits for d or a value on wake; it reports false when ctx has ended.
-func sleep(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
+// pause waits for d; it reports false when ctx has ended.
+func pause(ctx context.Context, d time.Duration) bool {
 	select {
 	case <-ctx.Done():
 		return false
-	case <-t.C:
-	case <-wake:
+	case <-time.After(d):
+		return true
 	}
-	return true
 }
 
 // bridgeInterface is br0 as package net sees it.

@@ -9,6 +9,7 @@ import (
 // the host's key); zero names nobody.
 type HostID uint64
 
+// String is the ID in hex, or "nobody".
 func (h HostID) String() string {
 	if h == 0 {
 		return "nobody"
@@ -19,6 +20,7 @@ func (h HostID) String() string {
 // UUID identifies a VM.
 type UUID [16]byte
 
+// String is the UUID in hex, without dashes.
 func (u UUID) String() string { return hex.EncodeToString(u[:]) }
 
 // Nonce identifies one write of the arbiter block: the incarnation that made
@@ -35,6 +37,7 @@ type Seed struct {
 	N           uint64
 }
 
+// String is the incarnation in hex, a dot and the counter, or "none".
 func (s Seed) String() string {
 	if s == (Seed{}) {
 		return "none"
@@ -52,6 +55,7 @@ const (
 	Pair                      // Owner runs it, Secondary holds the state of Seed: either may turn it into Solo
 )
 
+// String is the kind's name, in capitals as everywhere.
 func (k BlockKind) String() string {
 	switch k {
 	case Free:
@@ -78,6 +82,7 @@ type Block struct {
 	Nonce     Nonce
 }
 
+// String is the kind with what counts in it: epoch, owner, secondary and seed.
 func (b Block) String() string {
 	switch b.Kind {
 	case Free:

@@ -93,6 +93,7 @@ var faultNames = [...]string{
 	Unbootable: "the guest can't be booted from its disk",
 }
 
+// String says what is wrong, as part of a sentence.
 func (f Fault) String() string {
 	if int(f) < len(faultNames) && faultNames[f] != "" {
 		return faultNames[f]

@@ -24,6 +24,7 @@ const (
 	paths
 )
 
+// String is the path's name.
 func (p Path) String() string {
 	if p == Direct {
 		return "direct"
@@ -78,6 +79,7 @@ const (
 	GateOpen                   // everything leaves
 )
 
+// String is the mode's name.
 func (g GateMode) String() string { return [...]string{"closed", "acked", "open"}[min(g, 2)] }
 
 // Gate sets the output gate. After GateAcked comes a Gated input.
@@ -134,25 +136,51 @@ func (Announce) output()  {}
 func (Halt) output()      {}
 func (Event) output()     {}
 
+// String names the path, and the role that the message tells.
 func (o Send) String() string { return fmt.Sprintf("send %v %v", o.Path, o.Msg.Role) }
 
+// String says what is read, or swapped for what.
 func (o Arbiter) String() string {
 	if o.Kind == Read {
 		return "read block"
 	}
 	return fmt.Sprintf("swap %v -> %v", o.Old, o.New)
 }
-func (o Fence) String() string     { return fmt.Sprintf("fence %v", o.Host) }
+
+// String names the host that is shut out.
+func (o Fence) String() string { return fmt.Sprintf("fence %v", o.Host) }
+
+// String names the seeding that begins.
 func (o StartSeed) String() string { return fmt.Sprintf("start seed %v", o.Seed) }
-func (o EndSeed) String() string   { return fmt.Sprintf("end seed %v", o.Seed) }
-func (o Gate) String() string      { return fmt.Sprintf("gate %v", o.Mode) }
-func (Consume) String() string     { return "consume" }
-func (Seal) String() string        { return "seal" }
-func (Reissue) String() string     { return "reissue" }
-func (o GoLive) String() string    { return fmt.Sprintf("go live, epoch %d", o.Epoch) }
-func (o Boot) String() string      { return fmt.Sprintf("boot, epoch %d", o.Epoch) }
-func (Announce) String() string    { return "announce" }
-func (Halt) String() string        { return "halt" }
+
+// String names the seeding that ends.
+func (o EndSeed) String() string { return fmt.Sprintf("end seed %v", o.Seed) }
+
+// String names the gate's new mode.
+func (o Gate) String() string { return fmt.Sprintf("gate %v", o.Mode) }
+
+// String names the command.
+func (Consume) String() string { return "consume" }
+
+// String names the command.
+func (Seal) String() string { return "seal" }
+
+// String names the command.
+func (Reissue) String() string { return "reissue" }
+
+// String names the command and the epoch that was won.
+func (o GoLive) String() string { return fmt.Sprintf("go live, epoch %d", o.Epoch) }
+
+// String names the command and the epoch that was won.
+func (o Boot) String() string { return fmt.Sprintf("boot, epoch %d", o.Epoch) }
+
+// String names the command.
+func (Announce) String() string { return "announce" }
+
+// String names the command.
+func (Halt) String() string { return "halt" }
+
+// String is what happened, behind the role and the epoch.
 func (o Event) String() string {
 	return fmt.Sprintf("event (%v, epoch %d): %s", o.Role, o.Epoch, o.What)
 }

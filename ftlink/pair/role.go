@@ -31,6 +31,7 @@ var roleNames = [roles]string{
 	Gating: "gating", Pairing: "pairing", Primary: "primary", Resolving: "resolving", Stopping: "stopping",
 }
 
+// String is the role's name: what events, logs and the API say.
 func (r Role) String() string {
 	if r < roles && roleNames[r] != "" {
 		return roleNames[r]

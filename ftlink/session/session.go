@@ -135,6 +135,7 @@ const (
 	Management                 // the network that the hosts' users are on
 )
 
+// String is the path's name, for people.
 func (p Path) String() string {
 	switch p {
 	case Direct:

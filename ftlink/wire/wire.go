@@ -102,6 +102,7 @@ var rules = [types]struct {
 	TypeHave:      {"have", binary.MaxVarintLen64 + MaxHave*SumSize, 0},
 }
 
+// String is the type's name.
 func (t Type) String() string {
 	if t > 0 && t < types {
 		return rules[t].name

@@ -6,7 +6,7 @@
 // hvd/daemon serves it to the world over TLS, with a token; hvd/vmproc, the
 // process of one VM, serves the part about its VM to the daemon on a Unix
 // socket, without. The command line, the demo and tests ask by a Client. It
-// imports nothing of ours.
+// imports hvd/api/console, for the name of its protocol.
 //
 // # Resources
 //
@@ -24,14 +24,16 @@
 //	POST   /v1/vms/{name}/force-start     start it here although it was the peer's,
 //	                                      which the caller knows to be off
 //	GET    /v1/vms/{name}/console         its last console output, text
+//	                                      Upgrade: console; then the stream of
+//	                                      hvd/api/console, to the host where it runs
 //	GET    /v1/vms/{name}/vsock/{port}    Upgrade: vsock; then a raw stream to that
 //	                                      port of the guest
 //	GET    /v1/events                     []Event, oldest first
 //
 // A VM process serves, on its socket, what is below /v1/vms/{name} as /v1/vm:
 // GET /v1/vm, POST /v1/vm/start, GET /v1/vm/console, GET /v1/vm/events and so
-// on. Its vsock is a socket of its own beside it, after Firecracker's
-// convention ("CONNECT port\n").
+// on. Its vsock and its console are sockets of their own beside it
+// (hvd/daemon/vmsock).
 package api
 
 import "time"

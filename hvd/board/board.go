@@ -131,7 +131,7 @@ func newDevices(cfg Config, m *mem.Memory) (*devices, error) {
 	}
 	d := &devices{
 		pic: chipset.NewPIC(level), pit: chipset.NewPIT(), apic: chipset.NewAPIC(),
-		uart: chipset.NewUART(), rtc: chipset.NewRTC(cfg.Wall), pm: chipset.NewPM(), pci: chipset.NewPCI(),
+		uart: chipset.NewUART(uint64(cfg.Wall.UnixNano())), rtc: chipset.NewRTC(cfg.Wall), pm: chipset.NewPM(), pci: chipset.NewPCI(),
 	}
 	if !cfg.NoNet {
 		d.net = net.New(cfg.MAC, spec(slotNet), d.bus(m, slotNet), func(frame []byte) {

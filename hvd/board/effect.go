@@ -19,6 +19,7 @@ const (
 	Reset                             // the guest reset the machine
 )
 
+// String is the kind's name, for people.
 func (k EffectKind) String() string {
 	names := [...]string{"", "disk request", "frame", "vsock packet", "console output", "power off", "reset"}
 	if k == 0 || int(k) >= len(names) {
@@ -114,6 +115,13 @@ func (b *Board) VsockReset() {
 func (b *Board) ConsoleInput(p []byte) {
 	b.d.uart.Input(p)
 	b.d.updateUART()
+}
+
+// ConsoleRoom is how many bytes ConsoleInput can take now, and how many it took
+// ever, counted from the wall clock at the guest's start in ns: two starts
+// share no count.
+func (b *Board) ConsoleRoom() (room int, typed uint64) {
+	return b.d.uart.Room(), b.d.uart.Typed
 }
 
 // PowerButton presses the ACPI power button.

@@ -210,7 +210,7 @@ func TestRestoreRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func(doc map[string]any, dev func(i int) map[string]any){
-		"version":       func(doc map[string]any, _ func(int) map[string]any) { doc["Version"] = 2 },
+		"version":       func(doc map[string]any, _ func(int) map[string]any) { doc["Version"] = stateVersion + 1 },
 		"unknown field": func(doc map[string]any, _ func(int) map[string]any) { doc["More"] = 2 },
 		"no devices":    func(doc map[string]any, _ func(int) map[string]any) { doc["Devices"] = nil },
 		"null device": func(doc map[string]any, _ func(int) map[string]any) {

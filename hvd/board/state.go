@@ -11,7 +11,7 @@ import (
 )
 
 // stateVersion changes when the document's meaning does.
-const stateVersion = 1
+const stateVersion = 2
 
 // document is the state of a board as JSON.
 type document struct {

@@ -26,10 +26,11 @@ type UART struct {
 	Empty                       bool   // the transmitter-empty interrupt is pending
 	RX                          []byte `json:",omitempty"` // receiver FIFO
 	Backlog                     []byte `json:",omitempty"` // input that doesn't fit yet
+	Typed                       uint64 // bytes of input that were accepted, ever
 }
 
-// NewUART returns a port as reset leaves it, at 9600 bit/s.
-func NewUART() *UART { return &UART{Divisor: 12} }
+// NewUART returns a port as reset leaves it, at 9600 bit/s. typed is where it starts to count its input.
+func NewUART(typed uint64) *UART { return &UART{Divisor: 12, Typed: typed} }
 
 // Validate checks a restored state.
 func (u *UART) Validate() error {
@@ -42,11 +43,15 @@ func (u *UART) Validate() error {
 // Input appends what the outside types and returns how many bytes were
 // accepted: those beyond the backlog's limit are lost.
 func (u *UART) Input(p []byte) int {
-	n := min(len(p), UARTBacklog-len(u.Backlog))
+	n := min(len(p), u.Room())
 	u.Backlog = append(u.Backlog, p[:n]...)
+	u.Typed += uint64(n)
 	u.fill()
 	return n
 }
+
+// Room is how many bytes Input would accept now.
+func (u *UART) Room() int { return UARTBacklog - len(u.Backlog) }
 
 // fill moves input from the backlog to the FIFO, or to the one register that
 // stands for it when it is off.

@@ -7,7 +7,7 @@ import (
 
 // linuxUART is a port as Linux's driver leaves it for a console in use.
 func linuxUART() *UART {
-	u := NewUART()
+	u := NewUART(0)
 	u.Write(3, 3)    // 8 bits
 	u.Write(2, 0x81) // FIFO, trigger at 8
 	u.Write(4, 0xb)  // DTR, RTS, OUT2
@@ -76,13 +76,19 @@ func TestUARTInputIsBounded(t *testing.T) {
 	if n := u.Input(make([]byte, 3*UARTBacklog)); n != UARTBacklog {
 		t.Errorf("%d bytes accepted", n)
 	}
-	if n := u.Input(make([]byte, 100)); n != 16 {
+	if n := u.Room(); n != 16 {
+		t.Errorf("room for %d bytes after the FIFO was filled from the backlog", n)
+	}
+	if n := u.Input(make([]byte, 100)); n != 16 || u.Room() != 0 {
 		t.Errorf("%d bytes accepted after the FIFO was filled from the backlog", n)
+	}
+	if u.Typed != UARTBacklog+16 {
+		t.Errorf("%d bytes were typed", u.Typed)
 	}
 }
 
 func TestUARTWithoutFIFO(t *testing.T) {
-	u := NewUART()
+	u := NewUART(0)
 	u.Input([]byte("ab"))
 	if len(u.RX) != 1 || u.Read(0) != 'a' || u.Read(0) != 'b' {
 		t.Error("without FIFO one byte at a time")
@@ -103,7 +109,7 @@ func TestUARTClearsItsFIFO(t *testing.T) {
 
 // TestUARTLoopback is what Linux's autoconfig does.
 func TestUARTLoopback(t *testing.T) {
-	u := NewUART()
+	u := NewUART(0)
 	u.Write(4, 0x1a)
 	if got := u.Read(6) & 0xf0; got != 0x90 {
 		t.Errorf("modem status %#x in loopback", got)
@@ -118,7 +124,7 @@ func TestUARTLoopback(t *testing.T) {
 }
 
 func TestUARTRegisters(t *testing.T) {
-	u := NewUART()
+	u := NewUART(0)
 	u.Write(3, 0x83)
 	u.Write(0, 1)
 	u.Write(1, 2)

@@ -206,6 +206,19 @@ func (d *instance) Vsock(ctx context.Context, name string, port uint32) (net.Con
 	return conn, nil
 }
 
+// Console implements server.Backend.
+func (d *instance) Console(ctx context.Context, name string) (net.Conn, error) {
+	v, err := d.answering(name)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := v.sock.Console(ctx)
+	if errors.Is(err, vmsock.ErrDown) {
+		return nil, api.Errorf(http.StatusConflict, "VM %s doesn't run on this host", name)
+	}
+	return conn, err
+}
+
 // answering returns a VM that has a process.
 func (d *instance) answering(name string) (*vm, error) {
 	v, err := d.find(name)

@@ -16,8 +16,10 @@ import (
 	"github.com/duet-ft/duet/ftlink/arbiter"
 	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/api/console"
 	"github.com/duet-ft/duet/hvd/daemon/journal"
 	"github.com/duet-ft/duet/hvd/daemon/supervise"
+	"github.com/duet-ft/duet/hvd/daemon/vmsock"
 	"github.com/duet-ft/duet/hvd/hostkey"
 	"github.com/duet-ft/duet/hvd/volume"
 	"github.com/google/go-cmp/cmp"
@@ -70,6 +72,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("stop: %v", err)
 	}
 	useStreams(t, c)
+	useConsole(t, h, c)
 
 	first := state.Epoch // its PID
 	if err := c.Shutdown(ctx, "db"); err == nil {
@@ -104,6 +107,49 @@ func useStreams(t *testing.T, c *api.Client) {
 	}
 	if _, err := c.Vsock(ctx, "nope", 7); err == nil || err.Error() != `there is no VM "nope"` {
 		t.Errorf("a VM that isn't there: %v", err)
+	}
+}
+
+// useConsole types at the console of the process, through daemon and API, and at one of a guest that runs elsewhere.
+func useConsole(t *testing.T, h *host, c *api.Client) {
+	t.Helper()
+	ctx := deadline(t)
+	conn, err := c.OpenConsole(ctx, "db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.Write(console.Frame{Kind: console.Resume}.Append(nil))
+	conn.Write(console.Frame{Kind: console.Input, Data: []byte("root\r")}.Append(nil))
+	var kinds []console.Kind
+	var shown []byte
+	for len(shown) < len("db login: ROOT\r") || len(kinds) < 4 {
+		f, err := console.Read(conn)
+		if err != nil {
+			t.Fatalf("after %v, %q: %v", kinds, shown, err)
+		}
+		kinds = append(kinds, f.Kind)
+		shown = append(shown, f.Data...)
+		if f.Kind == console.Taken && (f.A != 5 || f.B != 5) {
+			t.Errorf("%d bytes are typed, %d of ours", f.A, f.B)
+		}
+	}
+	if string(shown) != "db login: ROOT\r" || kinds[0] != console.Hello {
+		t.Errorf("%v show %q", kinds, shown)
+	}
+	if text, err := c.Console(ctx, "db"); err != nil || string(text) != "db login: ROOT\r" {
+		t.Errorf("the last output: %q, %v", text, err)
+	}
+	if _, err := c.OpenConsole(ctx, "nope"); err == nil || err.Error() != `there is no VM "nope"` {
+		t.Errorf("the console of a VM that isn't there: %v", err)
+	}
+	if err := os.Remove(filepath.Join(h.opt.RunDir, "db", vmsock.ConsoleName)); err != nil {
+		t.Fatal(err)
+	}
+	var e *api.Error
+	if _, err := c.OpenConsole(ctx, "db"); !errors.As(err, &e) || e.Status != 409 || e.Line != "VM db doesn't run on this host" {
+		t.Errorf("the console of a VM that runs elsewhere: %v", err)
 	}
 }
 

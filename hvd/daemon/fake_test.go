@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/api/console"
 	"github.com/duet-ft/duet/hvd/daemon/vmsock"
 	"github.com/duet-ft/duet/hvd/hostkey"
 	"github.com/duet-ft/duet/hvd/volume"
@@ -36,7 +38,7 @@ func TestMain(m *testing.M) {
 }
 
 // fakeVM serves the sockets of a VM named name. It says that it started, crashes when it is told to shut down, echoes
-// on vsock port 7 and refuses the others.
+// on vsock port 7 and refuses the others, and on its console answers what is typed in capitals.
 func fakeVM(name, dir string) error {
 	if name == "broken" {
 		return fmt.Errorf("no kernel was found on disk root")
@@ -55,6 +57,18 @@ func fakeVM(name, dir string) error {
 			go echo(c)
 		}
 	}()
+	var typed uint64
+	var screen *console.Server
+	screen = console.New(1, func(_ context.Context, p []byte) (int, uint64, error) {
+		if len(p) > 0 {
+			screen.Output(bytes.ToUpper(p))
+		}
+		return len(p), atomic.AddUint64(&typed, uint64(len(p))), nil
+	})
+	screen.Output([]byte(name + " login: "))
+	if err := screen.Listen(filepath.Join(dir, vmsock.ConsoleName)); err != nil {
+		return err
+	}
 	l, err := net.Listen("unix", filepath.Join(dir, vmsock.APIName))
 	if err != nil {
 		return err
@@ -63,7 +77,7 @@ func fakeVM(name, dir string) error {
 	mux.HandleFunc("GET /v1/vm", func(w http.ResponseWriter, _ *http.Request) {
 		json.NewEncoder(w).Encode(api.VM{Name: "lies", Role: "primary", Live: true, Epoch: uint64(os.Getpid())})
 	})
-	mux.HandleFunc("GET /v1/vm/console", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, name+" login: ") })
+	mux.HandleFunc("GET /v1/vm/console", func(w http.ResponseWriter, _ *http.Request) { w.Write(screen.Tail()) })
 	mux.HandleFunc("GET /v1/vm/events", func(w http.ResponseWriter, _ *http.Request) {
 		json.NewEncoder(w).Encode([]api.Event{{At: started, VM: "lies", Role: "primary", What: "went live"}})
 	})

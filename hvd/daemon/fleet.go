@@ -126,7 +126,7 @@ func prepare(dir string) error {
 	if err := ownDir(dir); err != nil {
 		return err
 	}
-	for _, name := range []string{vmsock.APIName, vmsock.VsockName} {
+	for _, name := range []string{vmsock.APIName, vmsock.VsockName, vmsock.ConsoleName} {
 		if err := os.RemoveAll(filepath.Join(dir, name)); err != nil {
 			return err
 		}

@@ -27,13 +27,7 @@ func closedPort(t *testing.T) string {
 // that the host serves its API all the same.
 func TestWhatIsMissing(t *testing.T) {
 	portal := closedPort(t)
-	for _, c := range []struct {
-		name   string
-		config string
-		set    func(t *testing.T, h *host)
-		line   string // a part of the line
-		state  func(api.Host) string
-	}{
+	for _, c := range []missing{
 		{
 			name: "host.json", line: "no host.json: write ",
 			state: func(h api.Host) string { return h.Trouble },
@@ -101,38 +95,50 @@ func TestWhatIsMissing(t *testing.T) {
 			line: "no KVM: there is no /dev/kvm", state: func(h api.Host) string { return h.KVM },
 		},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			h := newHost(t, c.config)
-			if c.set != nil {
-				c.set(t, h)
-			}
-			h.start(t)
-			token := ""
-			if strings.Contains(c.config, "s3cret") || c.name == "peer" {
-				token = "s3cret"
-			}
-			client, ctx := h.client(t, token), deadline(t)
-			var state api.Host
-			h.eventually(t, "the state says "+c.line, func() bool {
-				var err error
-				state, err = client.Host(ctx)
-				return err == nil && strings.Contains(c.state(state), c.line)
-			})
-			if strings.Contains(c.state(state), "\n") {
-				t.Errorf("more than one line: %q", c.state(state))
-			}
-			if state.Trouble == "" {
-				t.Error("the host has no trouble")
-			}
-			if c.name != "peer" && h.count(c.line) != 1 {
-				t.Errorf("%d lines with %q in the log: %q", h.count(c.line), c.line, h.lines)
-			}
-			if !strings.HasPrefix(state.Volume, "ok") {
-				if _, err := client.VMs(ctx); err == nil || !strings.HasPrefix(err.Error(), "no volume: ") {
-					t.Errorf("VMs: %v, want a line that says that there is no volume", err)
-				}
-			}
-		})
+		t.Run(c.name, c.test)
+	}
+}
+
+// missing is a host that lacks something.
+type missing struct {
+	name   string
+	config string
+	set    func(t *testing.T, h *host)
+	line   string // a part of the line
+	state  func(api.Host) string
+}
+
+// test expects one line that says so, in the log and in the API.
+func (c missing) test(t *testing.T) {
+	h := newHost(t, c.config)
+	if c.set != nil {
+		c.set(t, h)
+	}
+	h.start(t)
+	token := ""
+	if strings.Contains(c.config, "s3cret") || c.name == "peer" {
+		token = "s3cret"
+	}
+	client, ctx := h.client(t, token), deadline(t)
+	var state api.Host
+	h.eventually(t, "the state says "+c.line, func() bool {
+		var err error
+		state, err = client.Host(ctx)
+		return err == nil && strings.Contains(c.state(state), c.line)
+	})
+	if strings.Contains(c.state(state), "\n") {
+		t.Errorf("more than one line: %q", c.state(state))
+	}
+	if state.Trouble == "" {
+		t.Error("the host has no trouble")
+	}
+	if c.name != "peer" && h.count(c.line) != 1 {
+		t.Errorf("%d lines with %q in the log: %q", h.count(c.line), c.line, h.lines)
+	}
+	if !strings.HasPrefix(state.Volume, "ok") {
+		if _, err := client.VMs(ctx); err == nil || !strings.HasPrefix(err.Error(), "no volume: ") {
+			t.Errorf("VMs: %v, want a line that says that there is no volume", err)
+		}
 	}
 }
 

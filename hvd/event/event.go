@@ -95,6 +95,7 @@ var names = [Kinds]string{
 	Mark: "mark", Live: "live", Jump: "jump", Digest: "digest",
 }
 
+// String is the kind's name.
 func (k Kind) String() string {
 	if k < Kinds && names[k] != "" {
 		return names[k]

@@ -39,6 +39,7 @@ type process struct {
 
 const tickEvery = 25 * time.Millisecond
 
+// String names the process in a trace: its host, incarnation and role.
 func (p *process) String() string {
 	return fmt.Sprintf("%c/%d (%v)", 'a'+p.host, p.incarnation, p.machine.Role())
 }

@@ -214,8 +214,8 @@ func (p *Process) record(e api.Event) {
 	p.say(e.Role + ": " + e.What)
 }
 
-// suspicion is why a secondary began to suspect its primary in a step that had
-// these outputs; "" if it didn't.
+// suspicion is why a secondary, or one that diverged, began to suspect its
+// primary in a step that had these outputs; "" if it didn't.
 func suspicion(out []pair.Output) string {
 	for _, o := range out {
 		if e, ok := o.(pair.Event); ok && e.Role == pair.Consuming {
@@ -225,14 +225,16 @@ func suspicion(out []pair.Output) string {
 	return ""
 }
 
-// time measures a failover from the roles that it passes through. cause is why
-// it began, in the step that began it.
+// time measures a failover from the roles that it passes through: before and
+// after a step, which may have more in between. A secondary that has diverged
+// has nothing to execute any more and claims in the step in which it suspects.
+// cause is why it began, in the step that began it.
 func (p *Process) time(before, after pair.Role, cause string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	since := func() float64 { return float64(time.Since(p.heard).Microseconds()) / 1000 }
 	switch {
-	case before == pair.Secondary && after == pair.Consuming:
+	case before == pair.Secondary && after == pair.Consuming, before == pair.Diverged && after == pair.Claiming:
 		p.failover = api.Failover{At: time.Now(), Cause: cause, DetectionMS: since()}
 		p.timing = true
 	case !p.timing:

@@ -1,6 +1,7 @@
 package vmproc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/hvd/api/console"
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/iscsi"
@@ -24,8 +26,6 @@ const (
 	// retryDisk is when a request that the volume couldn't serve is tried again:
 	// a guest's disk stalls rather than fails.
 	retryDisk = 200 * time.Millisecond
-	// maxConsole is how much of the console's output is kept, in bytes.
-	maxConsole = 64 << 10
 )
 
 // rim is where a guest's effects go and its inputs come from. It does nothing
@@ -36,16 +36,23 @@ type rim struct {
 	engine *vm.Engine
 	disks  sync.WaitGroup
 
-	mu      sync.Mutex
-	tap     *tap.Tap
-	mux     *mux.Server
-	console []byte
+	console *console.Server
+
+	mu  sync.Mutex
+	tap *tap.Tap
+	mux *mux.Server
 
 	live                               atomic.Bool
 	reads, writes, framesIn, framesOut atomic.Uint64
 }
 
-func newRim(p *Process, g *guest) *rim { return &rim{p: p, g: g} }
+func newRim(p *Process, g *guest) *rim {
+	r := &rim{p: p, g: g}
+	r.console = console.New(uint64(time.Now().UnixNano()), func(ctx context.Context, b []byte) (int, uint64, error) {
+		return r.engine.Type(ctx, b)
+	})
+	return r
+}
 
 // start lets effects out.
 func (r *rim) start() { r.live.Store(true) }
@@ -66,12 +73,7 @@ func (r *rim) Effect(x board.Effect) {
 			m.FromGuest(x.Data)
 		}
 	case board.Console:
-		r.mu.Lock()
-		r.console = append(r.console, x.Data...)
-		if n := len(r.console); n > 2*maxConsole {
-			r.console = append([]byte(nil), r.console[n-maxConsole:]...)
-		}
-		r.mu.Unlock()
+		r.console.Output(x.Data)
 	}
 }
 
@@ -146,7 +148,7 @@ func (r *rim) transfer(x board.Effect) ([]byte, error) {
 }
 
 // openNetwork connects a guest that goes live to the host's bridge and opens
-// its vsock. Without a network it runs all the same; the line says so.
+// its vsock and its console. Without a network it runs all the same; the line says so.
 func (p *Process) openNetwork(g *guest) {
 	t, err := tap.Open(fmt.Sprintf("duet%d", p.def.Slot), bridge)
 	if err != nil {
@@ -159,6 +161,9 @@ func (p *Process) openNetwork(g *guest) {
 	})
 	if err != nil {
 		p.note("the VM has no vsock: " + err.Error())
+	}
+	if err := g.rim.console.Listen(filepath.Join(p.opt.RunDir, "console.sock")); err != nil {
+		p.note("nobody can type at the VM's console: " + err.Error())
 	}
 	g.rim.mu.Lock()
 	g.rim.tap, g.rim.mux = t, m
@@ -190,14 +195,8 @@ func (r *rim) close() {
 	if m != nil {
 		m.Close()
 	}
+	r.console.Close()
 	r.disks.Wait()
-}
-
-// tail is the console's last output.
-func (r *rim) tail() []byte {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return append([]byte(nil), r.console[max(0, len(r.console)-maxConsole):]...)
 }
 
 var _ vm.Rim = (*rim)(nil)

@@ -81,7 +81,7 @@ func (p *Process) serveConsole(w http.ResponseWriter, _ *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	_, _ = w.Write(g.rim.tail())
+	_, _ = w.Write(g.rim.console.Tail())
 }
 
 func (p *Process) serveShutdown(w http.ResponseWriter, _ *http.Request) {

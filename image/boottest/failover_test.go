@@ -10,6 +10,8 @@ import (
 
 	"github.com/duet-ft/duet/appliance/agent/wire"
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/api/console"
+	"github.com/duet-ft/duet/image/guest"
 	"github.com/duet-ft/duet/image/lab"
 	"github.com/duet-ft/duet/image/load"
 	"github.com/duet-ft/duet/image/pairlab"
@@ -47,7 +49,9 @@ func TestPair(t *testing.T) {
 	}{
 		{"cable pulled in lockstep", p.pullInLockstep},
 		{"cable pulled while seeding", p.pullWhileSeeding},
+		{"console", p.logIn},
 		{"primary killed", p.killPrimary},
+		{"console after the takeover", p.stillLoggedIn},
 		{"end", p.end},
 	} {
 		begin := time.Now()
@@ -68,6 +72,7 @@ type trial struct {
 	found   map[string]error // divergences by host and time
 
 	seedings int // that were refused so far
+	typist  console.Typist   // at the guest's console
 }
 
 // needPair skips the test where a pair can't be made, with the reason.

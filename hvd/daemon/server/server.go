@@ -2,7 +2,7 @@
 //
 // # Place
 //
-// hvd/daemon implements Backend and runs Serve on its listener. It imports hvd/api and hvd/daemon/vmsock.
+// hvd/daemon implements Backend and runs Serve on its listener. It imports hvd/api, hvd/api/console and hvd/daemon/vmsock.
 //
 // # A connection
 //
@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/api/console"
 	"github.com/duet-ft/duet/hvd/daemon/vmsock"
 )
 
@@ -61,6 +62,8 @@ type Backend interface {
 	// Forward sends a request to the VM's process: path is what comes after the VM, such as "/start".
 	Forward(ctx context.Context, name, method, path string) (vmsock.Reply, error)
 	Vsock(ctx context.Context, name string, port uint32) (net.Conn, error)
+	// Console connects to the console of a guest that runs here; the stream is hvd/api/console's.
+	Console(ctx context.Context, name string) (net.Conn, error)
 	Events(ctx context.Context) []api.Event
 }
 
@@ -221,7 +224,14 @@ func (h *handler) act(w http.ResponseWriter, r *http.Request) {
 	h.forward(ctx, w, r.PathValue("name"), http.MethodPost, "/"+action)
 }
 
+// console answers with the last output, or with a stream where one is asked for.
 func (h *handler) console(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Upgrade") != "" {
+		stream(w, r, console.Protocol, func(ctx context.Context) (net.Conn, error) {
+			return h.b.Console(ctx, r.PathValue("name"))
+		})
+		return
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), readLimit)
 	defer cancel()
 	h.forward(ctx, w, r.PathValue("name"), http.MethodGet, "/console")
@@ -272,14 +282,21 @@ func (h *handler) vsock(w http.ResponseWriter, r *http.Request) {
 		api.WriteError(w, api.Errorf(http.StatusBadRequest, "vsock port %.40q: expected 0 to 4294967295", r.PathValue("port")))
 		return
 	}
-	if !strings.EqualFold(r.Header.Get("Upgrade"), api.Protocol) || !strings.EqualFold(r.Header.Get("Connection"), "upgrade") {
-		w.Header().Set("Upgrade", api.Protocol)
-		api.WriteError(w, api.Errorf(http.StatusUpgradeRequired, "this is a stream: ask with Connection: Upgrade and Upgrade: %s", api.Protocol))
+	stream(w, r, api.Protocol, func(ctx context.Context) (net.Conn, error) {
+		return h.b.Vsock(ctx, r.PathValue("name"), uint32(port))
+	})
+}
+
+// stream turns the connection into one to the guest.
+func stream(w http.ResponseWriter, r *http.Request, protocol string, connect func(ctx context.Context) (net.Conn, error)) {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), protocol) || !strings.EqualFold(r.Header.Get("Connection"), "upgrade") {
+		w.Header().Set("Upgrade", protocol)
+		api.WriteError(w, api.Errorf(http.StatusUpgradeRequired, "this is a stream: ask with Connection: Upgrade and Upgrade: %s", protocol))
 		return
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), streamLimit)
 	defer cancel()
-	guest, err := h.b.Vsock(ctx, r.PathValue("name"), uint32(port))
+	guest, err := connect(ctx)
 	if err != nil {
 		answer(w, nil, err)
 		return
@@ -291,7 +308,7 @@ func (h *handler) vsock(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer conn.Close()
-	head := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + api.Protocol + "\r\n\r\n"
+	head := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + protocol + "\r\n\r\n"
 	conn.SetWriteDeadline(time.Now().Add(headerTimeout))
 	if _, err := io.WriteString(conn, head); err != nil {
 		return

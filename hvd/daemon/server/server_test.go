@@ -68,6 +68,11 @@ func (f *fake) Vsock(_ context.Context, name string, port uint32) (net.Conn, err
 	return f.guest()
 }
 
+func (f *fake) Console(_ context.Context, name string) (net.Conn, error) {
+	f.note("console %s", name)
+	return f.guest()
+}
+
 func (f *fake) Events(context.Context) []api.Event { return nil }
 
 const token = "s3cret"
@@ -280,6 +285,41 @@ func TestStream(t *testing.T) {
 	}
 	if len(f.asked) != 1 || f.asked[0] != "vsock db 1024" {
 		t.Errorf("the backend was asked for %q", f.asked)
+	}
+}
+
+// TestConsoleStream upgrades the resource that also has the last output.
+func TestConsoleStream(t *testing.T) {
+	here, guest := pipe(t)
+	f := &fake{guest: func() (net.Conn, error) { return here, nil }}
+	addr, _ := serve(t, f, token)
+	conn, err := api.Dial(api.Config{Address: addr, Token: token}).OpenConsole(deadline(t), "db")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "ls")
+	b := make([]byte, 2)
+	if _, err := io.ReadFull(guest, b); err != nil || string(b) != "ls" {
+		t.Errorf("the guest got %q (%v)", b, err)
+	}
+	guest.Close()
+	if b, err := io.ReadAll(conn); err != nil || len(b) != 0 {
+		t.Errorf("after the guest's end: %q, %v", b, err)
+	}
+	if len(f.asked) != 1 || f.asked[0] != "console db" {
+		t.Errorf("the backend was asked for %q", f.asked)
+	}
+	r, err := http.NewRequest("GET", "http://x/v1/vms/db/console", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Upgrade", "vsock")
+	r.Header.Set("Connection", "upgrade")
+	w := &recorder{head: http.Header{}}
+	Handler(Config{Backend: f}).ServeHTTP(w, r)
+	if w.status != http.StatusUpgradeRequired {
+		t.Errorf("another protocol: status %d", w.status)
 	}
 }
 

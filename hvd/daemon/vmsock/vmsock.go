@@ -1,4 +1,4 @@
-// Package vmsock is the daemon's way to the process of one VM: the two Unix sockets in the VM's run directory.
+// Package vmsock is the daemon's way to the process of one VM: the Unix sockets in the VM's run directory.
 //
 // # Place
 //
@@ -7,10 +7,11 @@
 //
 // # Sockets
 //
-//	api.sock    HTTP, the resources below /v1/vm of hvd/api, no token: the directory is the daemon's alone
-//	vsock.sock  Firecracker's convention (its docs/vsock.md, "Host-Initiated Connections"): the client writes
-//	            "CONNECT <port>\n", gets "OK <number>\n", and from then on bytes are the guest's. A connection
-//	            that is closed instead of answered was refused by the guest.
+//	api.sock      HTTP, the resources below /v1/vm of hvd/api, no token: the directory is the daemon's alone
+//	vsock.sock    Firecracker's convention (its docs/vsock.md, "Host-Initiated Connections"): the client writes
+//	              "CONNECT <port>\n", gets "OK <number>\n", and from then on bytes are the guest's. A connection
+//	              that is closed instead of answered was refused by the guest.
+//	console.sock  the stream of hvd/api/console; there while the guest runs on this host
 package vmsock
 
 import (
@@ -33,6 +34,8 @@ const (
 	APIName = "api.sock"
 	// VsockName is the file name of the socket for streams to the guest.
 	VsockName = "vsock.sock"
+	// ConsoleName is the file name of the socket for the console.
+	ConsoleName = "console.sock"
 	// maxAnswer is the longest line that answers CONNECT, in bytes.
 	maxAnswer = 64
 )
@@ -146,6 +149,15 @@ func (c *Client) Vsock(ctx context.Context, port uint32) (net.Conn, error) {
 		return nil, err
 	}
 	return conn, nil
+}
+
+// Console connects to the guest's console. It fails by ErrDown where the guest doesn't run.
+func (c *Client) Console(ctx context.Context) (net.Conn, error) {
+	conn, err := c.dial(ctx, ConsoleName)
+	if errors.Is(err, ErrDown) {
+		err = ErrDown
+	}
+	return conn, err
 }
 
 // connect is the client's part of the convention. It reads no byte beyond the answer's line.

@@ -68,6 +68,7 @@ const (
 	opGetID Op = 8
 )
 
+// String is the operation's name.
 func (o Op) String() string {
 	switch o {
 	case OpRead:

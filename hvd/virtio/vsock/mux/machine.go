@@ -74,6 +74,7 @@ const (
 	Gone                        // the connection is no more
 )
 
+// String is the kind's name.
 func (k EventKind) String() string {
 	names := [...]string{"", "packet", "opened", "data", "end", "window", "gone"}
 	if k == 0 || int(k) >= len(names) {
