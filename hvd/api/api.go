@@ -24,6 +24,9 @@
 //	POST   /v1/vms/{name}/force-start     start it here although it was the peer's,
 //	                                      which the caller knows to be off
 //	GET    /v1/vms/{name}/console         its last console output, text
+//	GET    /v1/vms/{name}/recording?for=60s
+//	                                      its state and its log from now on, as a
+//	                                      stream (hvd/recording)
 //	GET    /v1/vms/{name}/vsock/{port}    Upgrade: vsock; then a raw stream to that
 //	                                      port of the guest
 //	GET    /v1/events                     []Event, oldest first
@@ -38,6 +41,9 @@ import "time"
 
 // Port is where a host serves the interface, TLS over TCP.
 const Port = 7443
+
+// MaxRecording is the longest recording that can be asked for.
+const MaxRecording = 24 * time.Hour
 
 // Host is a host's own state.
 type Host struct {

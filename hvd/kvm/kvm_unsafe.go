@@ -376,6 +376,14 @@ func (c *VCPU) HardwareReason() uint64 { return *(*uint64)(unsafe.Pointer(&c.pag
 // Ready says whether Interrupt may be called.
 func (c *VCPU) Ready() bool { return c.page[12] != 0 }
 
+// SetReady puts back what Ready said before a Settle.
+func (c *VCPU) SetReady(ready bool) {
+	c.page[12] = 0
+	if ready {
+		c.page[12] = 1
+	}
+}
+
 // IF is the guest's interrupt flag as of the last exit.
 func (c *VCPU) IF() bool { return c.page[13] != 0 }
 

@@ -105,6 +105,7 @@ type Machine struct {
 	trail   trail
 	cycle   time.Duration // sweepCycle
 	compare time.Duration // digestEvery
+	watched []uint64 // pages written since the last TakeWatched; nil: nobody asks
 
 	// Trace, if set, is told of each counted exit, after it was answered.
 	Trace func(Step)
@@ -238,11 +239,16 @@ const trackPiece = 4 << 20
 
 // collect merges all pages written so far into m.dirty.
 func (m *Machine) collect() error {
-	m.Memory.TakeDirty(m.dirty)
+	set := m.dirty
+	if m.watched != nil {
+		set = make([]uint64, len(m.dirty))
+		defer m.watch(set)
+	}
+	m.Memory.TakeDirty(set)
 	if !m.logging {
 		return nil
 	}
-	return m.vm.TakeDirty(m.dirty)
+	return m.vm.TakeDirty(set)
 }
 
 // SetLogged says whether this execution is recorded or replayed. From where it

@@ -28,9 +28,13 @@ func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
 	if err != nil {
 		return lockstep.Exit{}, err
 	}
+	return m.exited(m.cpu.ExitReason())
+}
+
+// exited counts an exit and answers it.
+func (m *Machine) exited(reason uint32) (lockstep.Exit, error) {
 	m.pos++
 	m.entered = false
-	reason := m.cpu.ExitReason()
 	if int(reason) < len(m.Exits) {
 		m.Exits[reason]++
 	}

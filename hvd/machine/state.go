@@ -162,6 +162,7 @@ func (m *Machine) resync(data []byte) error {
 	err := transfer.ApplyDelta(data[resyncHeader:], m.Memory.Pages(), func(page int, b []byte) {
 		copy(m.Memory.Page(page), b)
 		mine[page/64] &^= 1 << (page % 64)
+		m.wrote(page)
 	})
 	if err != nil {
 		return err
