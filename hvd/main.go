@@ -1,7 +1,7 @@
 // Program hvd is Duet's hypervisor: the daemon of a host, the process of each of its VMs, and the tool for volumes.
 //
-// Without arguments it is the daemon, as gokrazy's init starts it. See hvd/daemon, hvd/vmproc and hvd/daemon/volumecmd,
-// which do the work.
+// Without arguments it is the daemon, as gokrazy's init starts it. See hvd/daemon, hvd/vmproc, hvd/playback and
+// hvd/daemon/volumecmd, which do the work.
 package main
 
 import (
@@ -18,6 +18,7 @@ import (
 	"github.com/duet-ft/duet/hvd/daemon/volumecmd"
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/hostkey"
+	"github.com/duet-ft/duet/hvd/playback"
 	"github.com/duet-ft/duet/hvd/vmproc"
 )
 
@@ -26,14 +27,14 @@ const usage = `usage:
   hvd vm [--config FILE] [--key FILE] --run DIR NAME
                                             the process of one VM; the daemon starts it
   hvd version
-` + volumecmd.Usage
+` + playback.Usage + volumecmd.Usage
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()
 	switch {
-	case errors.Is(err, volumecmd.ErrUsage):
+	case errors.Is(err, volumecmd.ErrUsage), errors.Is(err, playback.ErrUsage):
 		fmt.Fprintf(os.Stderr, "hvd: %s\n%s", line(err), usage)
 		os.Exit(2)
 	case err != nil:
@@ -59,6 +60,10 @@ func run(ctx context.Context, args []string) error {
 	case "version":
 		fmt.Println(version())
 		return nil
+	case "replay":
+		return playback.Replay(ctx, args[1:], os.Stdout)
+	case "log":
+		return playback.Log(args[1:], os.Stdout)
 	case "volume", "disk":
 		return volumecmd.Run(ctx, args[0], args[1:], os.Stdout, os.Stderr)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"strings"
 	"testing"
@@ -21,7 +22,10 @@ import (
 )
 
 // host is a host with one VM, "db", whose guest has an agent, and an echo on port 7.
-type host struct{ asked []string }
+type host struct {
+	asked []string
+	tape  []byte // a recording
+}
 
 func (h *host) Host(context.Context) api.Host {
 	return api.Host{Name: "a", KVM: "ok", Volume: "ok", Trouble: "no peer: host.json names none", Key: strings.Repeat("00", 32)}
@@ -58,6 +62,18 @@ func (h *host) Forward(_ context.Context, name, method, path string) (vmsock.Rep
 		return vmsock.Reply{}, api.Errorf(409, "the peer is alive")
 	}
 	return vmsock.Reply{Status: 200, Body: []byte("line 1\r\n\x1b[31mline 2\tred\n")}, nil
+}
+
+func (h *host) Stream(_ context.Context, name, path string) (*http.Response, error) {
+	h.asked = append(h.asked, "stream "+name+path)
+	body := h.tape
+	if strings.Contains(path, "for=2m") { // cut
+		body = body[:len(body)-1]
+	}
+	return &http.Response{
+		StatusCode: 200, Header: http.Header{"Content-Type": {"application/octet-stream"}},
+		Body: io.NopCloser(bytes.NewReader(body)),
+	}, nil
 }
 
 func (h *host) Events(context.Context) []api.Event {

@@ -26,6 +26,8 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
   host                         the host's own state
   vms                          its VMs
   vm NAME                      all about one VM
+  vm record NAME --out FILE [--for 60s]
+                               record a running VM; hvd replay executes the file again
   create FILE                  define a VM, from a file of JSON ("-": standard input)
   delete NAME                  remove a VM that is stopped, and its disks
   start NAME                   start a VM that is stopped
@@ -76,6 +78,7 @@ var commands = map[string]command{
 	"host":        {0, 0, false, showHost},
 	"vms":         {0, 0, false, showVMs},
 	"vm":          {1, 1, false, showVM},
+	"vm record":   {2, 6, true, record},
 	"create":      {1, 1, false, create},
 	"delete":      {1, 1, false, remove},
 	"start":       {1, 1, false, tell((*api.Client).Start, "starts")},
@@ -110,13 +113,16 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		return fmt.Errorf("%w: which host? Give --host, or DUET_HOST in the environment", errUsage)
 	}
 	cfg.Fingerprint = strings.ReplaceAll(cfg.Fingerprint, ":", "")
-	c, ok := commands[f.Arg(0)]
-	rest := f.Args()[1:]
+	name, rest := f.Arg(0), f.Args()[1:]
+	if name == "vm" && len(rest) > 1 && rest[0] == "record" {
+		name, rest = "vm record", rest[1:]
+	}
+	c, ok := commands[name]
 	if !ok {
-		return fmt.Errorf("%w: there is no command %.40q", errUsage, f.Arg(0))
+		return fmt.Errorf("%w: there is no command %.40q", errUsage, name)
 	}
 	if len(rest) < c.min || len(rest) > c.max {
-		return fmt.Errorf("%w: %s with %d arguments", errUsage, f.Arg(0), len(rest))
+		return fmt.Errorf("%w: %s with %d arguments", errUsage, name, len(rest))
 	}
 	if !c.endless {
 		var cancel context.CancelFunc

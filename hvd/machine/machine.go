@@ -105,7 +105,8 @@ type Machine struct {
 	trail   trail
 	cycle   time.Duration // sweepCycle
 	compare time.Duration // digestEvery
-	watched []uint64 // pages written since the last TakeWatched; nil: nobody asks
+	idt     *handlers     // for Step
+	watched []uint64      // pages written since the last TakeWatched; nil: nobody asks
 
 	// Trace, if set, is told of each counted exit, after it was answered.
 	Trace func(Step)

@@ -13,14 +13,9 @@ import (
 // Run executes to the next exit; see lockstep.Machine. An error that is
 // ErrStopped is the guest's own end, which the other copy comes to as well.
 func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
-	if m.Waiting() {
-		return lockstep.Exit{}, m.diverged("halt", "it has halted with no interrupt pending, but the primary runs on")
-	}
-	m.halted = false
-	if err := m.inject(); err != nil {
+	if err := m.enter(stop); err != nil {
 		return lockstep.Exit{}, err
 	}
-	m.cpu.SetStop(stop)
 	err := m.cpu.Enter()
 	if errors.Is(err, kvm.ErrInterrupted) {
 		return lockstep.Exit{Kind: lockstep.Async}, nil
@@ -29,6 +24,19 @@ func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
 		return lockstep.Exit{}, err
 	}
 	return m.exited(m.cpu.ExitReason())
+}
+
+// enter prepares the CPU to run.
+func (m *Machine) enter(stop uint64) error {
+	if m.Waiting() {
+		return m.diverged("halt", "it has halted with no interrupt pending, but the primary runs on")
+	}
+	m.halted = false
+	if err := m.inject(); err != nil {
+		return err
+	}
+	m.cpu.SetStop(stop)
+	return nil
 }
 
 // exited counts an exit and answers it.

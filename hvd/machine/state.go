@@ -26,6 +26,7 @@ type Snapshot struct {
 	CPU         []byte          `json:"cpu"` // kvm.State.Append
 	Board       json.RawMessage `json:"board"`
 	Window      Sweep           `json:"window"`
+	Logged      *Logged         `json:"logged,omitempty"` // of Peek, inside a log
 }
 
 // Snapshot captures the machine between two runs.

@@ -4,6 +4,7 @@ import (
 	"errors"
 
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/mem"
 )
 
 // Watch begins to note, beside what resyncs need, which pages are written: for
@@ -75,15 +76,45 @@ func (m *Machine) Peek() (*Snapshot, error) {
 		m.cpu.SetReady(ready)
 		return nil, ErrNotHere
 	}
+	if m.logged {
+		s.Logged = &Logged{m.harvest, m.window.from, m.window.pages, m.window.hash}
+	}
 	return s, nil
 }
 
-// Bookmark is a place in a logged execution to come back to: a snapshot, and
-// what it leaves out because a log doesn't begin there. It is without memory.
+// Logged is where what follows a log stands, for a copy that begins to follow it
+// in the middle.
+type Logged struct {
+	Harvest uint64 `json:"harvest"` // deadlines since the last harvest
+	// Of the memory window, since the last digest.
+	From  int    `json:"from"`
+	Pages int    `json:"pages"`
+	Hash  uint64 `json:"hash"`
+}
+
+// Follow prepares a machine that was just restored for the log behind the
+// snapshot, with LogDirty on. A log that began at the snapshot needs no more than
+// SetLogged.
+func (m *Machine) Follow(s *Snapshot) error {
+	if err := m.SetLogged(true); err != nil {
+		return err
+	}
+	m.resume(s.Logged)
+	return nil
+}
+
+func (m *Machine) resume(l *Logged) {
+	if l != nil {
+		m.harvest = l.Harvest
+		m.window.from, m.window.pages, m.window.hash = l.From, l.Pages, l.Hash
+	}
+}
+
+// Bookmark is a place in a logged execution to come back to: a snapshot without
+// memory, and the pages written since the last harvest.
 type Bookmark struct {
 	*Snapshot
-	dirty   []uint64
-	harvest uint64
+	dirty []uint64
 }
 
 // Bookmark is Peek for Return.
@@ -95,14 +126,25 @@ func (m *Machine) Bookmark() (*Bookmark, error) {
 	if err := m.collect(); err != nil {
 		return nil, err
 	}
-	return &Bookmark{s, append([]uint64(nil), m.dirty...), m.harvest}, nil
+	return &Bookmark{s, append([]uint64(nil), m.dirty...)}, nil
 }
 
 // Return brings the machine back to a bookmark; its memory is in place.
 func (m *Machine) Return(b *Bookmark) error {
+	// An access that is still to be finished would write to the state that is set;
+	// a string instruction's goes on item by item.
+	err := m.cpu.Settle()
+	for n := 0; err != nil && n < mem.PageSize; n++ {
+		err = m.cpu.Settle()
+	}
+	if err != nil {
+		return err
+	}
 	if err := m.Restore(b.Snapshot); err != nil {
 		return err
 	}
+	m.idt = nil
+	m.resume(b.Logged)
 	m.effects = nil
 	// What was written on the way here isn't of that execution.
 	if err := m.collect(); err != nil {
@@ -110,6 +152,5 @@ func (m *Machine) Return(b *Bookmark) error {
 	}
 	clear(m.watched)
 	copy(m.dirty, b.dirty)
-	m.harvest = b.harvest
 	return nil
 }

@@ -121,6 +121,10 @@ func (c *CPU) skipShadow() error {
 		if c.ExitReason() != kvm.ExitDebug {
 			return nil // the instruction made an exit of its own: that counts
 		}
+		if c.DebugBreakpoint() {
+			c.SetWindow(true) // the window is still to come
+			return nil
+		}
 		c.OverrideExitReason(kvm.ExitIRQWindowOpen)
 	}
 	return nil

@@ -184,7 +184,9 @@ func (p *Process) record(ctx context.Context, g *guest, body *deadlined, length 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(g.ctx, cancel)() // a guest that has ended answers nobody
-	made, err := json.Marshal(g.made)
+	cfg := g.made
+	cfg.Memory = nil // its content goes by itself
+	made, err := json.Marshal(cfg)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,245 @@
+package machine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/lockstep"
+)
+
+// Debugged is how Step and RunTo ended.
+type Debugged uint8
+
+// The ways in which they end.
+const (
+	Exited      Debugged = iota // at a counted exit, as Run does
+	Stepped                     // behind one instruction
+	AtBreak                     // at one of RunTo's addresses
+	Interrupted                 // by a Kick
+)
+
+// A debugger must leave no trace in the guest, or its execution isn't the
+// recorded one any more. Debug registers are few, and not every KVM has them for
+// its guests, so a breakpoint is an INT3 in the guest's memory, there only while
+// the guest runs.
+//
+// Single-stepping sets the trap flag, which an instruction can store: PUSHF,
+// SYSCALL (to R11), and whatever raises an exception (to the stack). The first
+// two are put right behind the step. For the third, all handlers of the guest's
+// IDT have a breakpoint during a step, and the frame is put right there. An
+// interrupt is delivered without the trap flag, up to its handler's.
+
+const (
+	flagTF   = 1 << 8
+	int3     = 0xcc
+	idtEntry = 16
+	rflagsAt = 16 // in the frame of an exception without error code
+	maxSize  = 15 // of an instruction
+)
+
+// withErrorCode are the exceptions that push one (AMD64 APM volume 2, 8.2).
+const withErrorCode = 1<<8 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<17 | 1<<21 | 1<<29 | 1<<30
+
+// patches are bytes of guest memory that are INT3 for the moment.
+type patches struct {
+	m    *Machine
+	at   []uint64 // guest physical
+	were []byte
+}
+
+func (p *patches) put(physical uint64) {
+	b, err := p.m.Memory.View(physical, 1)
+	if err != nil || b[0] == int3 {
+		return
+	}
+	p.at, p.were = append(p.at, physical), append(p.were, b[0])
+	b[0] = int3
+}
+
+// remove puts back what was there, but where the guest has written meanwhile.
+func (p *patches) remove() {
+	for i, at := range p.at {
+		if b, err := p.m.Memory.View(at, 1); err == nil && b[0] == int3 {
+			b[0] = p.were[i]
+		}
+	}
+}
+
+// handlers are the addresses of the guest's exception and interrupt handlers.
+type handlers struct {
+	base     uint64
+	vector   map[uint64]int // by virtual address
+	physical []uint64
+}
+
+// handlersOf reads the guest's IDT. A guest whose IDT can't be read has none.
+func (m *Machine) handlersOf() (*handlers, error) {
+	var s kvm.Sregs
+	if err := m.cpu.System(&s); err != nil {
+		return nil, err
+	}
+	if h := m.idt; h != nil && h.base == s.IDT.Base && len(h.physical) > 0 {
+		return h, nil
+	}
+	h := &handlers{base: s.IDT.Base, vector: map[uint64]int{}}
+	m.idt = h
+	if s.EFER&0x400 == 0 { // not in long mode
+		return h, nil
+	}
+	for v := 0; v < 256 && v*idtEntry+idtEntry-1 <= int(s.IDT.Limit); v++ {
+		var e [idtEntry]byte
+		if m.ReadVirtual(s.IDT.Base+uint64(v*idtEntry), e[:]) != nil || e[5]&0x80 == 0 {
+			continue
+		}
+		addr := uint64(binary.LittleEndian.Uint16(e[0:])) | uint64(binary.LittleEndian.Uint16(e[6:]))<<16 |
+			uint64(binary.LittleEndian.Uint32(e[8:]))<<32
+		if at, ok := m.cpu.Translate(addr); ok {
+			h.vector[addr] = v
+			h.physical = append(h.physical, at)
+		}
+	}
+	return h, nil
+}
+
+// ReadVirtual fills b from the guest's memory at a virtual address, by the page
+// tables in force.
+func (m *Machine) ReadVirtual(addr uint64, b []byte) error {
+	return m.virtual(addr, b, func(physical uint64, piece []byte) error { return m.Memory.Read(physical, piece) })
+}
+
+func (m *Machine) virtual(addr uint64, b []byte, f func(uint64, []byte) error) error {
+	for len(b) > 0 {
+		at, ok := m.cpu.Translate(addr)
+		if !ok {
+			return fmt.Errorf("nothing is mapped at %#x", addr)
+		}
+		n := min(len(b), int(4096-addr%4096))
+		if err := f(at, b[:n]); err != nil {
+			return err
+		}
+		addr, b = addr+uint64(n), b[n:]
+	}
+	return nil
+}
+
+// Registers are the CPU's registers where it is now, possibly between two exits.
+func (m *Machine) Registers() (*kvm.State, error) {
+	var s kvm.State
+	return &s, m.cpu.State(&s)
+}
+
+// Step executes one instruction, as Run would with that stop. An interrupt that is
+// due is one, too: it ends at its handler.
+func (m *Machine) Step(stop uint64) (Debugged, lockstep.Exit, error) {
+	injects := !m.entered && m.Board.Pending() && m.cpu.Ready()
+	if err := m.enter(stop); err != nil {
+		return Exited, lockstep.Exit{}, err
+	}
+	h, err := m.handlersOf()
+	if err != nil {
+		return Exited, lockstep.Exit{}, err
+	}
+	var before kvm.Regs
+	if err := m.cpu.General(&before); err != nil {
+		return Exited, lockstep.Exit{}, err
+	}
+	var code [maxSize]byte
+	for i := range code { // up to a page that isn't there
+		if m.ReadVirtual(before.RIP+uint64(i), code[i:i+1]) != nil {
+			break
+		}
+	}
+	p := patches{m: m}
+	for _, at := range h.physical {
+		p.put(at)
+	}
+	step := !injects || len(h.physical) == 0
+	err = m.cpu.Debug(step)
+	p.remove()
+	d, exit, err := m.debugged(stop, err)
+	if d == Exited || d == Interrupted || err != nil {
+		return d, exit, err
+	}
+	if step && before.RFLAGS&flagTF == 0 {
+		err = m.forgetTF(d == AtBreak, code[:], h)
+	}
+	return Stepped, exit, err
+}
+
+// RunTo executes to the next exit, as Run would with that stop, or up to an
+// instruction at one of the addresses. It doesn't stop where it stands.
+func (m *Machine) RunTo(stop uint64, addresses []uint64) (Debugged, lockstep.Exit, error) {
+	if err := m.enter(stop); err != nil {
+		return Exited, lockstep.Exit{}, err
+	}
+	p := patches{m: m}
+	for _, a := range addresses {
+		if at, ok := m.cpu.Translate(a); ok {
+			p.put(at)
+		}
+	}
+	err := m.cpu.Debug(false)
+	p.remove()
+	return m.debugged(stop, err)
+}
+
+// debugged says how the CPU's Debug ended and answers a counted exit.
+func (m *Machine) debugged(stop uint64, err error) (Debugged, lockstep.Exit, error) {
+	if errors.Is(err, kvm.ErrInterrupted) {
+		return Interrupted, lockstep.Exit{Kind: lockstep.Async}, nil
+	}
+	if err != nil {
+		return Exited, lockstep.Exit{}, err
+	}
+	reason := m.cpu.ExitReason()
+	switch {
+	case reason != kvm.ExitDebug:
+	case m.cpu.DebugBreakpoint():
+		return AtBreak, lockstep.Exit{}, nil
+	case m.cpu.Counters().Traps >= stop:
+		// A step over the trap at which it is to stop: the step wins in KVM.
+		reason = kvm.ExitTrap
+		m.cpu.OverrideExitReason(reason)
+	default:
+		return Stepped, lockstep.Exit{}, nil
+	}
+	exit, err := m.exited(reason)
+	return Exited, exit, err
+}
+
+// forgetTF puts right what the last step has stored of the trap flag.
+func (m *Machine) forgetTF(handler bool, code []byte, h *handlers) error {
+	var r kvm.Regs
+	if err := m.cpu.General(&r); err != nil {
+		return err
+	}
+	at := r.RSP + 1 // TF is bit 0 of the flags' second byte
+	if handler {
+		at += rflagsAt
+		if v := h.vector[r.RIP]; v < 32 && withErrorCode>>v&1 != 0 {
+			at += 8
+		}
+	} else {
+		for len(code) > 1 && (code[0] == 0x66 || code[0]&0xf0 == 0x40) {
+			code = code[1:]
+		}
+		switch {
+		case code[0] == 0x9c: // PUSHF
+		case len(code) > 1 && code[0] == 0x0f && code[1] == 0x05: // SYSCALL
+			r.R11 &^= flagTF
+			return m.cpu.SetGeneral(&r)
+		default:
+			return nil
+		}
+	}
+	var b [1]byte
+	return m.virtual(at, b[:], func(physical uint64, _ []byte) error {
+		v, err := m.Memory.View(physical, 1)
+		if err == nil {
+			v[0] &^= flagTF >> 8
+		}
+		return err
+	})
+}

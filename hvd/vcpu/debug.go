@@ -1,0 +1,31 @@
+package vcpu
+
+import "github.com/duet-ft/duet/hvd/kvm"
+
+// Debug runs the guest like Enter, with each INT3 an exit (kvm.ExitDebug) and,
+// with step, for one instruction at the most: kvm.ExitDebug again, unless the
+// instruction makes a counted exit. What is stepped isn't interrupted by a Kick.
+func (c *CPU) Debug(step bool) (err error) {
+	if err := c.Breakpoints(true); err != nil {
+		return err
+	}
+	defer func() {
+		if e := c.Breakpoints(false); err == nil {
+			err = e
+		}
+	}()
+	if !step {
+		return c.Enter()
+	}
+	if err := c.SingleStep(true); err != nil {
+		return err
+	}
+	err = c.step()
+	if e := c.SingleStep(false); err == nil {
+		err = e
+	}
+	if err == nil && c.ExitReason() != kvm.ExitDebug {
+		err = c.skipShadow()
+	}
+	return err
+}
