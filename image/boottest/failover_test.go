@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -46,10 +47,12 @@ func TestPair(t *testing.T) {
 		name string
 		do   func(*testing.T)
 	}{
+		{"recorded", p.record},
 		{"cable pulled in lockstep", p.pullInLockstep},
 		{"cable pulled while seeding", p.pullWhileSeeding},
 		{"primary killed", p.killPrimary},
 		{"end", p.end},
+		{"recording replayed", p.replayed},
 	} {
 		begin := time.Now()
 		if !t.Run(step.name, step.do) {
@@ -67,6 +70,7 @@ type trial struct {
 	info    wire.Info        // what the guest said of itself, the last time
 	primary string           // the last one that was protected
 	found   map[string]error // divergences by host and time
+	tape    string           // path of a recording
 }
 
 // needPair skips the test where a pair can't be made, with the reason.
@@ -100,7 +104,7 @@ func startPair(t *testing.T) *trial {
 			t.Error(err)
 		}
 	})
-	p := &trial{ctx: ctx, pair: pair, primary: pairlab.Names[0], found: map[string]error{}}
+	p := &trial{ctx: ctx, pair: pair, primary: pairlab.Names[0], found: map[string]error{}, tape: filepath.Join(t.TempDir(), "recording")}
 	begin := time.Now()
 	if err := pair.StartGuest(ctx, pairlab.Names[0]); err != nil {
 		t.Fatal(err)
