@@ -1,6 +1,7 @@
 package playback
 
 import (
+	"errors"
 	"os"
 
 	"github.com/duet-ft/duet/hvd/kvm"
@@ -21,11 +22,24 @@ func (p *Player) WriteCore(path string) error {
 		return err
 	}
 	defer f.Close()
-	if err := elfcore.Write(f, coreOf(p.Machine, s)); err != nil {
+	info, err := f.Stat()
+	if err != nil {
 		return err
 	}
-	return f.Close()
+	var to elfcore.File = f
+	if !info.Mode().IsRegular() {
+		to = fixed{f} // a disk: it must be all zeros
+	}
+	if err := elfcore.Write(to, coreOf(p.Machine, s)); err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
+
+// fixed is a file of a size that can't be changed.
+type fixed struct{ *os.File }
+
+func (fixed) Truncate(int64) error { return nil }
 
 func coreOf(m *machine.Machine, s *kvm.State) elfcore.Core {
 	r, x := &s.Regs, &s.Sregs
