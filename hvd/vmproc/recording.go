@@ -164,7 +164,7 @@ func (p *Process) serveRecording(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	body := &deadlined{ResponseWriter: w, control: http.NewResponseController(w)}
-	err = p.record(r.Context(), g, body, length)
+	err = p.tape(r.Context(), g, body, length)
 	switch {
 	case err == nil:
 	case !body.begun:
@@ -179,8 +179,8 @@ func (p *Process) serveRecording(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// record writes a recording to body.
-func (p *Process) record(ctx context.Context, g *guest, body *deadlined, length time.Duration) error {
+// tape writes a recording to body.
+func (p *Process) tape(ctx context.Context, g *guest, body *deadlined, length time.Duration) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(g.ctx, cancel)() // a guest that has ended answers nobody
