@@ -7,6 +7,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/vcpu"
 )
 
 // Debugged is how Step and RunTo ended.
@@ -22,8 +23,10 @@ const (
 
 // A debugger must leave no trace in the guest, or its execution isn't the
 // recorded one any more. Debug registers are few, and not every KVM has them for
-// its guests, so a breakpoint is an INT3 in the guest's memory, there only while
-// the guest runs.
+// its guests, so a breakpoint is an instruction in the guest's memory that makes an
+// exit, there only while the guest runs: HLT for the kernel, INT3 for programs,
+// which may not halt. QEMU's SVM doesn't intercept INT3 (it takes it for an INT n),
+// so that programs can't have breakpoints there.
 //
 // Single-stepping sets the trap flag, which an instruction can store: PUSHF,
 // SYSCALL (to R11), and whatever raises an exception (to the stack). The first
@@ -34,6 +37,7 @@ const (
 const (
 	flagTF   = 1 << 8
 	int3     = 0xcc
+	hlt      = 0xf4
 	idtEntry = 16
 	rflagsAt = 16 // in the frame of an exception without error code
 	maxSize  = 15 // of an instruction
@@ -42,36 +46,66 @@ const (
 // withErrorCode are the exceptions that push one (AMD64 APM volume 2, 8.2).
 const withErrorCode = 1<<8 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<17 | 1<<21 | 1<<29 | 1<<30
 
-// patches are bytes of guest memory that are INT3 for the moment.
+// patches are breakpoints for one run.
 type patches struct {
-	m    *Machine
-	at   []uint64 // guest physical
-	were []byte
+	m       *Machine
+	at      []uint64 // guest physical
+	were    []byte
+	virtual map[uint64]bool
 }
 
-func (p *patches) put(physical uint64) {
+func (m *Machine) newPatches() *patches { return &patches{m: m, virtual: map[uint64]bool{}} }
+
+// Breakable says whether RunTo stops at an address.
+func (m *Machine) Breakable(virtual uint64) bool { return virtual>>63 != 0 || !vcpu.UnderTCG() }
+
+func (p *patches) put(virtual, physical uint64) {
 	b, err := p.m.Memory.View(physical, 1)
-	if err != nil || b[0] == int3 {
+	if err != nil {
 		return
 	}
-	p.at, p.were = append(p.at, physical), append(p.were, b[0])
-	b[0] = int3
+	op := byte(hlt)
+	if virtual>>63 == 0 && !vcpu.UnderTCG() {
+		op = int3
+	}
+	p.virtual[virtual] = true
+	if b[0] != op {
+		p.at, p.were = append(p.at, physical), append(p.were, b[0])
+		b[0] = op
+	}
 }
 
 // remove puts back what was there, but where the guest has written meanwhile.
 func (p *patches) remove() {
-	for i, at := range p.at {
-		if b, err := p.m.Memory.View(at, 1); err == nil && b[0] == int3 {
+	for i := len(p.at) - 1; i >= 0; i-- {
+		if b, err := p.m.Memory.View(p.at[i], 1); err == nil && (b[0] == hlt || b[0] == int3) {
 			b[0] = p.were[i]
 		}
 	}
 }
 
+// arrived says whether the exit is that of a breakpoint, and takes the CPU back to
+// it.
+func (p *patches) arrived() (bool, error) {
+	c := p.m.cpu
+	reason := c.ExitReason()
+	if reason != kvm.ExitHLT && (reason != kvm.ExitDebug || !c.DebugBreakpoint()) {
+		return false, nil
+	}
+	r := *c.Regs()
+	if !p.virtual[r.RIP-1] {
+		// KVM says of an INT3 where it is.
+		return reason == kvm.ExitDebug, nil
+	}
+	r.RIP--
+	return true, c.SetGeneral(&r)
+}
+
 // handlers are the addresses of the guest's exception and interrupt handlers.
 type handlers struct {
 	base     uint64
-	vector   map[uint64]int // by virtual address
-	physical []uint64
+	vector   map[uint64]int    // by virtual address
+	physical map[uint64]uint64 // by virtual address
 }
 
 // handlersOf reads the guest's IDT. A guest whose IDT can't be read has none.
@@ -83,7 +117,7 @@ func (m *Machine) handlersOf() (*handlers, error) {
 	if h := m.idt; h != nil && h.base == s.IDT.Base && len(h.physical) > 0 {
 		return h, nil
 	}
-	h := &handlers{base: s.IDT.Base, vector: map[uint64]int{}}
+	h := &handlers{base: s.IDT.Base, vector: map[uint64]int{}, physical: map[uint64]uint64{}}
 	m.idt = h
 	if s.EFER&0x400 == 0 { // not in long mode
 		return h, nil
@@ -97,7 +131,7 @@ func (m *Machine) handlersOf() (*handlers, error) {
 			uint64(binary.LittleEndian.Uint32(e[8:]))<<32
 		if at, ok := m.cpu.Translate(addr); ok {
 			h.vector[addr] = v
-			h.physical = append(h.physical, at)
+			h.physical[addr] = at
 		}
 	}
 	return h, nil
@@ -151,14 +185,14 @@ func (m *Machine) Step(stop uint64) (Debugged, lockstep.Exit, error) {
 			break
 		}
 	}
-	p := patches{m: m}
-	for _, at := range h.physical {
-		p.put(at)
+	p := m.newPatches()
+	for virtual, physical := range h.physical {
+		p.put(virtual, physical)
 	}
 	step := !injects || len(h.physical) == 0
 	err = m.cpu.Debug(step)
 	p.remove()
-	d, exit, err := m.debugged(stop, err)
+	d, exit, err := m.debugged(stop, p, err)
 	if d == Exited || d == Interrupted || err != nil {
 		return d, exit, err
 	}
@@ -174,30 +208,33 @@ func (m *Machine) RunTo(stop uint64, addresses []uint64) (Debugged, lockstep.Exi
 	if err := m.enter(stop); err != nil {
 		return Exited, lockstep.Exit{}, err
 	}
-	p := patches{m: m}
+	p := m.newPatches()
 	for _, a := range addresses {
 		if at, ok := m.cpu.Translate(a); ok {
-			p.put(at)
+			p.put(a, at)
 		}
 	}
 	err := m.cpu.Debug(false)
 	p.remove()
-	return m.debugged(stop, err)
+	return m.debugged(stop, p, err)
 }
 
 // debugged says how the CPU's Debug ended and answers a counted exit.
-func (m *Machine) debugged(stop uint64, err error) (Debugged, lockstep.Exit, error) {
+func (m *Machine) debugged(stop uint64, p *patches, err error) (Debugged, lockstep.Exit, error) {
 	if errors.Is(err, kvm.ErrInterrupted) {
 		return Interrupted, lockstep.Exit{Kind: lockstep.Async}, nil
 	}
 	if err != nil {
 		return Exited, lockstep.Exit{}, err
 	}
+	if at, err := p.arrived(); at || err != nil {
+		// A window exit that came with it, and was skipped, is still wanted.
+		m.cpu.SetWindow(m.Board.Pending())
+		return AtBreak, lockstep.Exit{}, err
+	}
 	reason := m.cpu.ExitReason()
 	switch {
 	case reason != kvm.ExitDebug:
-	case m.cpu.DebugBreakpoint():
-		return AtBreak, lockstep.Exit{}, nil
 	case m.cpu.Counters().Traps >= stop:
 		// A step over the trap at which it is to stop: the step wins in KVM.
 		reason = kvm.ExitTrap

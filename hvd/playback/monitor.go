@@ -35,6 +35,9 @@ func (d *Debugger) Monitor(line string) string {
 	return monitorHelp
 }
 
+// Breakable implements gdb.Target.
+func (d *Debugger) Breakable(addr uint64) bool { return d.p.Machine.Breakable(addr) }
+
 func (d *Debugger) where() string {
 	return fmt.Sprintf("%v; guest time %.9f s", d.at, float64(d.p.Machine.Clock())/1e9)
 }

@@ -64,6 +64,10 @@ type Player struct {
 	history *history // for a debugger; else nil
 }
 
+// ErrOtherCPU says that this host's processor isn't one that could execute the
+// recording.
+var ErrOtherCPU = errors.New("the recording is of another processor")
+
 // ErrEnd says that all of the recording is executed.
 var ErrEnd = errors.New("the recording ends here")
 
@@ -82,8 +86,8 @@ func Open(sys *kvm.System, f File) (p *Player, err error) {
 	if cpu, err := machine.HostCPU(sys); err != nil {
 		return nil, err
 	} else if cpu.Fingerprint != head.Leaves {
-		return nil, fmt.Errorf("it was recorded on %s with features %s, this host has %s with %s; replay it on a host of that kind",
-			head.CPU, head.Leaves, cpu.Name, cpu.Fingerprint)
+		return nil, fmt.Errorf("%w: it was made on %s with features %s, this is %s with %s; replay it on a host of that kind",
+			ErrOtherCPU, head.CPU, head.Leaves, cpu.Name, cpu.Fingerprint)
 	}
 	p = &Player{file: f, log: source{r: r, file: f}, pages: map[int]recording.Ref{}}
 	if p.Machine, err = machine.New(sys, made); err != nil {

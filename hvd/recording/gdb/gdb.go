@@ -73,6 +73,8 @@ type Target interface {
 	ReverseStep() Stop
 	// ReverseContinue goes back to where one of the addresses was last met.
 	ReverseContinue(breaks []uint64) Stop
+	// Breakable says whether Continue stops at an address.
+	Breakable(addr uint64) bool
 	// Monitor answers a command line of the user's.
 	Monitor(line string) string
 }
@@ -338,7 +340,7 @@ func (s *Server) breakpoint(set bool, p string) {
 	}
 	addr, err := strconv.ParseUint(f[1], 16, 64)
 	switch {
-	case err != nil || set && len(s.breaks) >= maxBreaks:
+	case err != nil || set && (len(s.breaks) >= maxBreaks || !s.t.Breakable(addr)):
 		s.send("E01")
 		return
 	case set:

@@ -76,6 +76,8 @@ func (m *toy) ReverseContinue(breaks []uint64) Stop {
 	}
 }
 
+func (m *toy) Breakable(addr uint64) bool { return addr != 0xbad }
+
 func (m *toy) Monitor(line string) string { return fmt.Sprintf("%s at %d", line, m.at) }
 
 func packet(data string) string { return fmt.Sprintf("$%s#%02x", data, checksum([]byte(data))) }
@@ -104,6 +106,7 @@ func TestSession(t *testing.T) {
 		{"c", "T05replaylog:end;thread:1;"},
 		{"qRcmd," + hex.EncodeToString([]byte("where")), hex.EncodeToString([]byte("where at 4\n"))},
 		{"Z2,20,1", ""},
+		{"Z0,bad,1", "E01"},
 		{"vMustReplyEmpty", ""},
 		{"D", "OK"},
 	} {
