@@ -187,7 +187,9 @@ func (m *Machine) Step(stop uint64) (Debugged, lockstep.Exit, error) {
 	}
 	p := m.newPatches()
 	for virtual, physical := range h.physical {
-		p.put(virtual, physical)
+		if virtual != before.RIP { // else it would never get off
+			p.put(virtual, physical)
+		}
 	}
 	step := !injects || len(h.physical) == 0
 	err = m.cpu.Debug(step)
@@ -203,7 +205,8 @@ func (m *Machine) Step(stop uint64) (Debugged, lockstep.Exit, error) {
 }
 
 // RunTo executes to the next exit, as Run would with that stop, or up to an
-// instruction at one of the addresses. It doesn't stop where it stands.
+// instruction at one of the addresses. Where it stands at one, it stays: Step is the
+// way off.
 func (m *Machine) RunTo(stop uint64, addresses []uint64) (Debugged, lockstep.Exit, error) {
 	if err := m.enter(stop); err != nil {
 		return Exited, lockstep.Exit{}, err
