@@ -23,8 +23,10 @@ import (
 // When a primary loses its secondary, the tape keeps the log going.
 type tape struct {
 	out         TapeSink
-	live        bool // the snapshot is taken; the log goes to out
-	own         bool // the log is there for the tape alone
+	live        bool                  // the snapshot is taken; the log goes to out
+	own         bool                  // the log is there for the tape alone
+	look        func(why string) bool // takes the snapshot, or gives it up with a reason; false: not here
+	looks       int
 	position    uint64
 	fingerprint uint64
 	why         string
@@ -53,9 +55,8 @@ const (
 	// maxLastPages bounds what the guest stands still for at the end of a tape's
 	// state transfer: 32 MiB.
 	maxLastPages = 8 << 10
-	// maxLooks is at how many positions a snapshot is tried. At some one can't be
-	// had without a trace; see machine.Peek.
-	maxLooks = 10000
+	// looksPerKick is how many positions are looked at before the guest is kicked.
+	looksPerKick = 64
 )
 
 // Tape sends the running machine's state to out, as Seed does, and its log from
@@ -143,32 +144,70 @@ func (l *lastPages) page(p int) []byte { return l.content[l.at[p] : l.at[p]+mem.
 // tapeSnapshot stops the guest for the end of the transfer, at the first position
 // where that leaves no trace. From there on its log goes to the tape.
 func (e *Engine) tapeSnapshot(ctx context.Context, t *tape, set []uint64, stats *SeedStats) (l lastPages, err error) {
-	err = machine.ErrNotHere
-	for looks := 0; errors.Is(err, machine.ErrNotHere) && looks < maxLooks; looks++ {
-		err = e.Do(ctx, func(m *machine.Machine) error {
-			if e.tape != t {
-				return errors.New(t.why)
+	done := make(chan error, 1)
+	err = e.Do(ctx, func(m *machine.Machine) error {
+		if e.tape != t {
+			return errors.New(t.why)
+		}
+		t.look = func(why string) bool {
+			if why != "" {
+				done <- errors.New(why)
+				return true
 			}
 			stopped := time.Now()
-			defer func() { stats.Pause = time.Since(stopped) }()
-			var err error
-			if l.snapshot, err = m.Peek(); err != nil {
-				return err
+			err := e.lastOf(t, set, &l)
+			if errors.Is(err, machine.ErrNotHere) {
+				return false
 			}
-			if err := m.TakeWatched(set); err != nil {
-				return err
-			}
-			l.pages, l.at = mem.PageSet(set), map[int]int{}
-			l.content = make([]byte, 0, len(l.pages)*mem.PageSize)
-			for _, p := range l.pages {
-				l.at[p] = len(l.content)
-				l.content = append(l.content, m.Memory.Page(p)...)
-			}
-			l.base, err = e.rollTape(t)
-			return err
-		})
+			stats.Pause = time.Since(stopped)
+			done <- err
+			return true
+		}
+		return nil
+	})
+	if err != nil {
+		return l, err
 	}
-	return l, err
+	e.wake()
+	select {
+	case err = <-done:
+		return l, err
+	case <-ctx.Done():
+		return l, ctx.Err()
+	}
+}
+
+// lastOf takes the snapshot and what changed last, and lets the log begin.
+func (e *Engine) lastOf(t *tape, set []uint64, l *lastPages) (err error) {
+	if l.snapshot, err = e.m.Peek(); err != nil {
+		return err
+	}
+	if err := e.m.TakeWatched(set); err != nil {
+		return err
+	}
+	l.pages, l.at = mem.PageSet(set), map[int]int{}
+	l.content = make([]byte, 0, len(l.pages)*mem.PageSize)
+	for _, p := range l.pages {
+		l.at[p] = len(l.content)
+		l.content = append(l.content, e.m.Memory.Page(p)...)
+	}
+	l.base, err = e.rollTape(t)
+	return err
+}
+
+// lookTape takes the snapshot that a tape waits for, if it can be had at this
+// position. A guest that never comes to such a position by itself is kicked: where
+// it is stopped then is one.
+func (e *Engine) lookTape() {
+	t := e.tape
+	if t == nil || t.look == nil {
+		return
+	}
+	if t.looks++; t.look("") {
+		t.look = nil
+	} else if t.looks%looksPerKick == 0 {
+		e.m.Kick()
+	}
 }
 
 // rollTape lets the log go to the tape, and says where it starts from.
@@ -233,6 +272,9 @@ func (e *Engine) endTape(why string) error {
 // stopTape ends the recording where its log ends now.
 func (e *Engine) stopTape(t *tape, why string) error {
 	e.tape, t.why = nil, why
+	if t.look != nil {
+		t.look(why)
+	}
 	if t.live {
 		t.out.End(t.position, t.fingerprint, why)
 	}

@@ -163,6 +163,7 @@ func (e *Engine) commands() {
 		case f := <-e.do:
 			f()
 		default:
+			e.lookTape()
 			return
 		}
 	}
