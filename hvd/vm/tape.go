@@ -143,9 +143,11 @@ func (l *lastPages) page(p int) []byte { return l.content[l.at[p] : l.at[p]+mem.
 
 // tapeSnapshot stops the guest for the end of the transfer, at the first position
 // where that leaves no trace. From there on its log goes to the tape.
-func (e *Engine) tapeSnapshot(ctx context.Context, t *tape, set []uint64, stats *SeedStats) (l lastPages, err error) {
+func (e *Engine) tapeSnapshot(ctx context.Context, t *tape, set []uint64, stats *SeedStats) (*lastPages, error) {
 	done := make(chan error, 1)
-	err = e.Do(ctx, func(m *machine.Machine) error {
+	var l lastPages // the loop's until done
+	var pause time.Duration
+	err := e.Do(ctx, func(m *machine.Machine) error {
 		if e.tape != t {
 			return errors.New(t.why)
 		}
@@ -159,21 +161,21 @@ func (e *Engine) tapeSnapshot(ctx context.Context, t *tape, set []uint64, stats 
 			if errors.Is(err, machine.ErrNotHere) {
 				return false
 			}
-			stats.Pause = time.Since(stopped)
+			pause = time.Since(stopped)
 			done <- err
 			return true
 		}
 		return nil
 	})
 	if err != nil {
-		return l, err
+		return nil, err
 	}
-	e.wake()
 	select {
-	case err = <-done:
-		return l, err
+	case err := <-done:
+		stats.Pause = pause
+		return &l, err
 	case <-ctx.Done():
-		return l, ctx.Err()
+		return nil, ctx.Err()
 	}
 }
 
