@@ -29,7 +29,7 @@ func (c *checkpoint) position() uint64 { return c.mark.Position }
 
 const (
 	// firstEvery is how many exits lie between two checkpoints at first.
-	firstEvery = 1000
+	firstEvery = 200
 	// maxCheckpoints bounds them: with more, every other one goes, and from then
 	// on they lie twice as far apart.
 	maxCheckpoints = 64
