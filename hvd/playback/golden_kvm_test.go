@@ -138,7 +138,10 @@ func recordTiny(t *testing.T, sys *kvm.System) []byte {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = e.Live(ctx)
+		if err := e.Live(ctx); ctx.Err() == nil {
+			t.Error("the guest ended: ", err)
+			cancel()
+		}
 	}()
 	cpu, err := machine.HostCPU(sys)
 	if err != nil {
@@ -155,11 +158,13 @@ func recordTiny(t *testing.T, sys *kvm.System) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := e.Tape(ctx, s); err != nil {
+	stats, err := e.Tape(ctx, s)
+	if err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("%+v", stats)
 	until := e.Stats.Exits.Load() + 300
-	for e.Stats.Exits.Load() < until {
+	for e.Stats.Exits.Load() < until && ctx.Err() == nil {
 		runtime.Gosched()
 	}
 	if err := e.EndTape(ctx, s, "enough"); err != nil {
