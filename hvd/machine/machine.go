@@ -91,6 +91,7 @@ type Machine struct {
 	pos     uint64
 	hash    uint64
 	entered bool // the interrupt of this position is injected
+	whole   bool // this position isn't an exit of the guest's, so it lies between two instructions
 	halted  bool
 	off     board.EffectKind // PowerOff or Reset, once the guest did that
 	fresh   uint64           // host time-stamp ticks that an anchor stays fresh; 0: for ever

@@ -42,7 +42,7 @@ func (m *Machine) enter(stop uint64) error {
 // exited counts an exit and answers it.
 func (m *Machine) exited(reason uint32) (lockstep.Exit, error) {
 	m.pos++
-	m.entered = false
+	m.entered, m.whole = false, false
 	if int(reason) < len(m.Exits) {
 		m.Exits[reason]++
 	}

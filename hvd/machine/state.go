@@ -72,7 +72,7 @@ func (m *Machine) Restore(s *Snapshot) error {
 	}
 	*m.cpu.Counters() = s.Counters
 	m.pos, m.hash, m.halted, m.off = s.Position, s.Fingerprint, s.Halted, board.EffectKind(s.Ended)
-	m.entered, m.window = false, s.Window
+	m.entered, m.whole, m.window = false, true, s.Window
 	return m.cpu.Settle()
 }
 
@@ -119,14 +119,14 @@ func (m *Machine) Break() error {
 		return err
 	}
 	m.pos++
-	m.entered, m.halted = false, false
+	m.entered, m.halted, m.whole = false, false, true
 	return nil
 }
 
 // resynced counts a resync as the exit that it is.
 func (m *Machine) resynced(s *kvm.State) {
 	m.pos++
-	m.entered, m.halted = false, false
+	m.entered, m.halted, m.whole = false, false, true
 	b := binary.LittleEndian.AppendUint64(nil, m.hash)
 	b = binary.LittleEndian.AppendUint64(b, s.Regs.RIP)
 	m.hash = xxh3.Hash(s.Append(b))

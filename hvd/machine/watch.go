@@ -64,7 +64,9 @@ var ErrNotHere = errors.New("the machine is inside an instruction")
 func (m *Machine) Peek() (*Snapshot, error) {
 	switch m.cpu.ExitReason() {
 	case kvm.ExitIO, kvm.ExitMMIO, kvm.ExitTSC, kvm.ExitReadMSR, kvm.ExitWriteMSR:
-		return nil, ErrNotHere
+		if !m.whole {
+			return nil, ErrNotHere
+		}
 	}
 	ready := m.cpu.Ready()
 	s, err := m.Snapshot()
