@@ -32,6 +32,7 @@ func TestInHost(t *testing.T) {
 	}{
 		{pkg: "hvd/machine", run: "Test"},
 		{pkg: "hvd/vm", run: "TestEarlyReplay", guest: true},
+		{pkg: "hvd/playback", run: "Test[GC]"},
 		{pkg: "hvd/vm", run: "TestTape", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplay", guest: true},
 	} {
