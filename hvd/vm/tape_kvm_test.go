@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"debug/elf"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -158,6 +159,39 @@ func replayTape(t *testing.T, s *tapeFile) {
 	if got := xxh3.Hash(m.Memory.Bytes()); got != s.memory {
 		t.Errorf("memory hashes to %x, recorded was %x", got, s.memory)
 	}
+	checkCore(t, p)
+}
+
+// checkCore writes a core and looks up in it what the registers say.
+func checkCore(t *testing.T, p *playback.Player) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "core")
+	if err := p.WriteCore(path); err != nil {
+		t.Fatal(err)
+	}
+	core, err := elf.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer core.Close()
+	s, err := p.Machine.Registers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want, got [16]byte
+	if err := p.Machine.ReadVirtual(s.Regs.RSP&^15, want[:]); err != nil {
+		t.Fatal(err)
+	}
+	for _, seg := range core.Progs {
+		if at := s.Regs.RSP &^ 15; seg.Type == elf.PT_LOAD && at >= seg.Vaddr && at-seg.Vaddr < seg.Memsz {
+			if _, err := seg.ReadAt(got[:], int64(at-seg.Vaddr)); err != nil || got != want {
+				t.Errorf("the core has %x on the stack (%v), the guest %x", got, err, want)
+			}
+			t.Logf("a core of %d segments", len(core.Progs))
+			return
+		}
+	}
+	t.Errorf("the core doesn't have the stack at %#x, in %d segments", s.Regs.RSP, len(core.Progs))
 }
 
 // debugTape goes through the recording as a debugger does. What it steps through
