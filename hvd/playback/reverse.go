@@ -27,11 +27,14 @@ func (d *Debugger) ReverseStep() gdb.Stop {
 		if to.moves[n-1].times--; to.moves[n-1].times == 0 {
 			to.moves = to.moves[:n-1]
 		}
-		err = d.lastBefore(to, func() bool { return d.rip() == address })
+		err = d.lastBefore(to, nil, func() bool { return d.rip() == address })
 	case to.exit == d.p.Start:
 		return gdb.Stop{Why: gdb.AtBegin}
 	default:
-		err = d.lastBefore(point{exit: to.exit - 1}, nil)
+		// The instruction that made the exit is where the guest stands, or behind it.
+		here := d.rip()
+		hints := slices.DeleteFunc([]uint64{here, here - 1}, func(a uint64) bool { return !d.Breakable(a) })
+		err = d.lastBefore(point{exit: to.exit - 1}, hints, nil)
 	}
 	if err != nil {
 		return d.failed(err)
@@ -40,12 +43,28 @@ func (d *Debugger) ReverseStep() gdb.Stop {
 }
 
 // lastBefore goes to the last instruction behind a point that is before the next
-// exit, and before the first place of which found says true.
-func (d *Debugger) lastBefore(from point, found func() bool) error {
+// exit, and before the first place of which found says true. hints are addresses
+// that are met shortly before the exit: what comes before the last arrival there
+// isn't stepped through.
+func (d *Debugger) lastBefore(from point, hints []uint64, found func() bool) error {
 	if err := d.goTo(from); err != nil {
 		return err
 	}
 	last := from
+	if len(hints) > 0 {
+		for o := arrived; o == arrived; {
+			var err error
+			if o, err = d.beyond(hints); err != nil {
+				return err
+			}
+			if o == arrived {
+				last = d.at.clone()
+			}
+		}
+		if err := d.goTo(last); err != nil {
+			return err
+		}
+	}
 	for range maxBackSteps {
 		before := d.at.clone()
 		o, err := d.once(true, nil)

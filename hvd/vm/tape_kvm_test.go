@@ -243,6 +243,9 @@ func debugTape(t *testing.T, s *tapeFile) {
 		}
 		t.Log(d.Monitor("position"))
 		d.Monitor(fmt.Sprint("run ", apart))
+		if place == places/2 {
+			acrossExit(t, d, regs)
+		}
 	}
 	t.Logf("%d steps and a replay in %v; %s", stepped, time.Since(begun), d.Monitor("checkpoints"))
 	if stop := d.Continue(nil); stop.Why != gdb.AtEnd {
@@ -259,6 +262,20 @@ func debugTape(t *testing.T, s *tapeFile) {
 		t.Errorf("to the beginning: %+v", stop)
 	}
 	t.Logf("back at %s after %v", d.Monitor("position"), time.Since(begun))
+}
+
+// acrossExit takes an exit back, and makes it again.
+func acrossExit(t *testing.T, d *playback.Debugger, regs func() string) {
+	t.Helper()
+	was, where := regs(), d.Monitor("position")
+	begun := time.Now()
+	if stop := d.ReverseStep(); stop.Why != gdb.Stepped || d.Monitor("position") == where {
+		t.Fatalf("back from %s: %+v at %s", where, stop, d.Monitor("position"))
+	}
+	t.Logf("from %s back to %s in %v", where, d.Monitor("position"), time.Since(begun))
+	if stop := d.Step(); stop.Why != gdb.Stepped || regs() != was || d.Monitor("position") != where {
+		t.Fatalf("forth again: %+v at %s, was %s", stop, d.Monitor("position"), where)
+	}
 }
 
 // backAndForth goes back over the trail's instructions and forth again by
