@@ -2,8 +2,11 @@ package server
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -51,4 +54,69 @@ func TestRecording(t *testing.T) {
 			t.Errorf("good %t: %d bytes, %v", good, len(got), err)
 		}
 	}
+}
+
+// slow is a stream that takes its time.
+type slow struct{ left int }
+
+func (s *slow) Read(p []byte) (int, error) {
+	if s.left == 0 {
+		return 0, io.EOF
+	}
+	s.left--
+	<-time.After(readTimeoutOfTest / 2)
+	p[0] = 'x'
+	return 1, nil
+}
+
+const readTimeoutOfTest = 100 * time.Millisecond
+
+// TestRecordingLasts longer than a request may take to be read.
+func TestRecordingLasts(t *testing.T) {
+	f := &contextual{fake: &fake{stream: io.NopCloser(&slow{left: 8})}}
+	s := httptest.NewUnstartedServer(Handler(Config{Backend: f, Log: func(line string) { t.Log(line) }}))
+	s.Config.ReadTimeout = readTimeoutOfTest
+	s.Start()
+	defer s.Close()
+	a, err := http.Get(s.URL + "/v1/vms/db/recording?for=1s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Body.Close()
+	if b, err := io.ReadAll(a.Body); err != nil || string(b) != "xxxxxxxx" {
+		t.Errorf("%q, %v", b, err)
+	}
+	if f.early {
+		t.Error("the request's context ended early")
+	}
+}
+
+// contextual is a backend whose stream ends with the request's context, as a VM's
+// process makes it.
+type contextual struct {
+	*fake
+	ctx   context.Context
+	early bool
+}
+
+func (c *contextual) Stream(ctx context.Context, name, path string) (*http.Response, error) {
+	c.ctx = ctx
+	a, err := c.fake.Stream(ctx, name, path)
+	if err == nil {
+		a.Body = io.NopCloser(&until{c, a.Body})
+	}
+	return a, err
+}
+
+type until struct {
+	c *contextual
+	r io.Reader
+}
+
+func (u *until) Read(p []byte) (int, error) {
+	if err := u.c.ctx.Err(); err != nil {
+		u.c.early = true
+		return 0, err
+	}
+	return u.r.Read(p)
 }
