@@ -31,9 +31,14 @@ func (d *Debugger) ReverseStep() gdb.Stop {
 	case to.exit == d.p.Start:
 		return gdb.Stop{Why: gdb.AtBegin}
 	default:
-		// The instruction that made the exit is where the guest stands, or behind it.
-		here := d.rip()
-		hints := slices.DeleteFunc([]uint64{here, here - 1}, func(a uint64) bool { return !d.Breakable(a) })
+		// The instruction that made the exit is where the guest stands, or it is a
+		// HLT behind which it stands. Nothing else is known to begin there.
+		hints := []uint64{d.rip()}
+		var b [1]byte
+		if d.Memory(hints[0]-1, b[:]) == 1 && b[0] == 0xf4 {
+			hints = append(hints, hints[0]-1)
+		}
+		hints = slices.DeleteFunc(hints, func(a uint64) bool { return !d.Breakable(a) })
 		err = d.lastBefore(point{exit: to.exit - 1}, hints, nil)
 	}
 	if err != nil {
