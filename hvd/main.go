@@ -1,7 +1,7 @@
 // Program hvd is Duet's hypervisor: the daemon of a host, the process of each of its VMs, and the tool for volumes.
 //
-// Without arguments it is the daemon, as gokrazy's init starts it. See hvd/daemon, hvd/vmproc and hvd/daemon/volumecmd,
-// which do the work.
+// Without arguments it is the daemon, as gokrazy's init starts it. See hvd/daemon, hvd/vmproc, hvd/playback and
+// hvd/daemon/volumecmd, which do the work.
 package main
 
 import (
@@ -19,6 +19,7 @@ import (
 	"github.com/duet-ft/duet/hvd/daemon/volumecmd"
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/hostkey"
+	"github.com/duet-ft/duet/hvd/playback"
 	"github.com/duet-ft/duet/hvd/vmproc"
 )
 
@@ -28,14 +29,14 @@ const usage = `usage:
                                             the process of one VM; the daemon starts it
   hvd version
   hvd help
-` + volumecmd.Usage
+` + playback.Usage + volumecmd.Usage
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()
 	switch {
-	case errors.Is(err, volumecmd.ErrUsage):
+	case errors.Is(err, volumecmd.ErrUsage), errors.Is(err, playback.ErrUsage):
 		fmt.Fprintf(os.Stderr, "hvd: %s\n%s", line(err), usage)
 		os.Exit(2)
 	case err != nil:
@@ -64,6 +65,10 @@ func run(ctx context.Context, args []string) error {
 	case "help", "-h", "--help":
 		fmt.Print(usage)
 		return nil
+	case "replay":
+		return playback.Replay(ctx, args[1:], os.Stdout)
+	case "log":
+		return playback.Log(args[1:], os.Stdout)
 	case "volume", "disk":
 		return volumecmd.Run(ctx, args[0], args[1:], os.Stdout, os.Stderr)
 	}

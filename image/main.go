@@ -3,13 +3,14 @@
 //	go run ./image build [-o FILE [-perm DIR]] [-v]
 //	go run ./image perm -portal ADDRESS -target NAME [-lun N] [-user NAME -secret SECRET] DIR
 //	go run ./image packages
+//	go run ./image replay [-to N] [-core FILE] [-console] [-gdb PORT] RECORDING
 //
 // Build packs the host's disk image as config.json says, from the cache if nothing has changed, and prints where it is
 // and the password of its web page; -perm puts the files of a directory on the image's /perm. Perm makes two such
 // directories, for the hosts of a pair. Packages installs the Debian packages that tests and demo need and that are
-// missing; a user who isn't root is told how.
+// missing; a user who isn't root is told how. Replay executes a recording in a host that QEMU emulates.
 //
-// The work is done in image/disk and image/lab; it also imports hvd/hostcfg and hvd/hostkey.
+// The work is done in image/disk, image/lab and image/nested; it also imports hvd/hostcfg, hvd/hostkey and hvd/recording.
 package main
 
 import (
@@ -40,8 +41,10 @@ func main() {
 		err = perm(os.Args[2:])
 	case command == "packages" && len(os.Args) == 2:
 		err = lab.Install(ctx, func(line string) { fmt.Println(line) })
+	case command == "replay":
+		err = replay(ctx, os.Args[2:])
 	default:
-		fmt.Fprintln(os.Stderr, "usage: go run ./image build|perm|packages; build -h and perm -h tell more")
+		fmt.Fprintln(os.Stderr, "usage: go run ./image build|perm|packages|replay; build -h, perm -h and replay -h tell more")
 		os.Exit(2)
 	}
 	if err != nil {

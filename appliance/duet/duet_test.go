@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"regexp"
 	"strings"
@@ -28,6 +29,7 @@ type host struct {
 	mu      sync.Mutex
 	asked   []string
 	console func() (net.Conn, error) // nil: the guest runs elsewhere
+	tape    []byte                   // a recording
 }
 
 func (h *host) note(what string) {
@@ -71,6 +73,18 @@ func (h *host) Forward(_ context.Context, name, method, path string) (vmsock.Rep
 		return vmsock.Reply{}, api.Errorf(409, "the peer is alive")
 	}
 	return vmsock.Reply{Status: 200, Body: []byte("line 1\r\n\x1b[31mline 2\tred\n")}, nil
+}
+
+func (h *host) Stream(_ context.Context, name, path string) (*http.Response, error) {
+	h.asked = append(h.asked, "stream "+name+path)
+	body := h.tape
+	if strings.Contains(path, "for=2m") { // cut
+		body = body[:len(body)-1]
+	}
+	return &http.Response{
+		StatusCode: 200, Header: http.Header{"Content-Type": {"application/octet-stream"}},
+		Body: io.NopCloser(bytes.NewReader(body)),
+	}, nil
 }
 
 func (h *host) Events(context.Context) []api.Event {

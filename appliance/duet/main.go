@@ -28,6 +28,8 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
   host                         the host's own state
   vms                          its VMs
   vm NAME                      all about one VM
+  vm record NAME --out FILE [--for 60s]
+                               record a running VM; hvd replay executes the file again
   create FILE                  define a VM, from a file of JSON ("-": standard input)
   delete NAME                  remove a VM that is stopped, and its disks
   start NAME                   start a VM that is stopped
@@ -85,6 +87,7 @@ var commands = map[string]command{
 	"vms":         {0, 0, false, showVMs},
 	"vm":          {1, 1, false, showVM},
 	"vm console":  {2, 2, true, typeConsole},
+	"vm record":   {3, 7, true, record},
 	"create":      {1, 1, false, create},
 	"delete":      {1, 1, false, remove},
 	"start":       {1, 1, false, tell((*api.Client).Start, "starts")},
@@ -149,7 +152,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, notes io.Writer)
 // find looks up the command of a line with at least one word.
 func find(line []string) (command, error) {
 	name, n := line[0], len(line)-1
-	if name == "vm" && n == 2 {
+	if name == "vm" && n >= 2 {
 		name += " " + line[1]
 	}
 	c, ok := commands[name]

@@ -26,6 +26,9 @@
 //	GET    /v1/vms/{name}/console         its last console output, text
 //	                                      Upgrade: console; then the stream of
 //	                                      hvd/api/console, to the host where it runs
+//	GET    /v1/vms/{name}/recording?for=60s
+//	                                      its state and its log from now on, as a
+//	                                      stream (hvd/recording)
 //	GET    /v1/vms/{name}/vsock/{port}    Upgrade: vsock; then a raw stream to that
 //	                                      port of the guest
 //	GET    /v1/events                     []Event, oldest first
@@ -40,6 +43,9 @@ import "time"
 
 // Port is where a host serves the interface, TLS over TCP.
 const Port = 7443
+
+// MaxRecording is the longest recording that can be asked for.
+const MaxRecording = 24 * time.Hour
 
 // Host is a host's own state.
 type Host struct {

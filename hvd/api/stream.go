@@ -5,8 +5,10 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -83,6 +85,24 @@ func (c *Client) upgrade(ctx context.Context, conn *tls.Conn, path, protocol str
 		return nil, Errorf(a.StatusCode, "the host upgraded to %.40q instead of %s", a.Header.Get("Upgrade"), protocol)
 	}
 	return &upgraded{conn, b}, nil
+}
+
+// Record begins a recording of a VM's next time, d, and returns it as a stream, in the format of hvd/recording. ctx
+// bounds the stream's life.
+func (c *Client) Record(ctx context.Context, name string, d time.Duration) (io.ReadCloser, error) {
+	r, err := c.request(ctx, http.MethodGet, vmPath(name)+"/recording?for="+url.QueryEscape(d.String()), nil)
+	if err != nil {
+		return nil, err
+	}
+	a, err := c.http.Do(r)
+	if err != nil {
+		return nil, c.failure(err)
+	}
+	if a.StatusCode != http.StatusOK {
+		defer a.Body.Close()
+		return nil, ReadError(a)
+	}
+	return a.Body, nil
 }
 
 // upgraded is a connection that is a stream now; what came right after the answer is still in the buffer.

@@ -193,6 +193,19 @@ func (d *instance) Forward(ctx context.Context, name, method, path string) (vmso
 	return reply, nil
 }
 
+// Stream implements server.Backend.
+func (d *instance) Stream(ctx context.Context, name, path string) (*http.Response, error) {
+	v, err := d.answering(name)
+	if err != nil {
+		return nil, err
+	}
+	a, err := v.sock.Stream(ctx, path)
+	if err != nil {
+		return nil, api.Errorf(http.StatusServiceUnavailable, "VM %s: %v", name, err)
+	}
+	return a, nil
+}
+
 // Vsock implements server.Backend.
 func (d *instance) Vsock(ctx context.Context, name string, port uint32) (net.Conn, error) {
 	v, err := d.answering(name)

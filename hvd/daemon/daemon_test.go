@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -124,7 +125,7 @@ func useConsole(t *testing.T, h *host, c *api.Client) {
 	conn.Write(console.Frame{Kind: console.Input, Data: []byte("root\r")}.Append(nil))
 	var kinds []console.Kind
 	var shown []byte
-	for len(shown) < len("db login: ROOT\r") || len(kinds) < 4 {
+	for len(shown) < len("db login: ROOT\r") || !slices.Contains(kinds, console.Taken) {
 		f, err := console.Read(conn)
 		if err != nil {
 			t.Fatalf("after %v, %q: %v", kinds, shown, err)

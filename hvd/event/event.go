@@ -136,6 +136,10 @@ type Encoder struct{ base Base }
 // NewEncoder returns an encoder for a log that starts at b.
 func NewEncoder(b Base) *Encoder { return &Encoder{b} }
 
+// Base is what the next entry will be relative to: a decoder that starts from it
+// reads on here.
+func (c *Encoder) Base() Base { return c.base }
+
 // Append encodes e behind dst. Positions never fall, nor does Now.
 func (c *Encoder) Append(dst []byte, e Entry) []byte {
 	delta := e.Pos - c.base.Pos

@@ -263,6 +263,7 @@ type VCPU struct {
 	page     []byte
 	counters *Counters
 	regs     *Regs
+	debug    uint32 // KVM_GUESTDBG_*
 }
 
 // NewVCPU makes the VM's only virtual CPU.
@@ -387,6 +388,14 @@ func (c *VCPU) HardwareReason() uint64 { return *(*uint64)(unsafe.Pointer(&c.pag
 // Ready says whether Interrupt may be called.
 func (c *VCPU) Ready() bool { return c.page[12] != 0 }
 
+// SetReady puts back what Ready said before a Settle.
+func (c *VCPU) SetReady(ready bool) {
+	c.page[12] = 0
+	if ready {
+		c.page[12] = 1
+	}
+}
+
 // IF is the guest's interrupt flag as of the last exit.
 func (c *VCPU) IF() bool { return c.page[13] != 0 }
 
@@ -469,12 +478,39 @@ func (c *VCPU) Interrupt(vector uint8) error {
 
 // SingleStep makes each Run execute one instruction and leave with ExitDebug.
 func (c *VCPU) SingleStep(on bool) error {
-	var d [72]byte
+	c.debug &^= debugStep
 	if on {
-		d[0] = 3 // KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP
+		c.debug |= debugStep
+	}
+	return c.setDebug()
+}
+
+// Breakpoints makes an INT3 that the guest executes leave with ExitDebug and
+// DebugBreakpoint, at the instruction.
+func (c *VCPU) Breakpoints(on bool) error {
+	c.debug &^= debugBreakpoints
+	if on {
+		c.debug |= debugBreakpoints
+	}
+	return c.setDebug()
+}
+
+const (
+	debugEnable      = 1       // KVM_GUESTDBG_ENABLE
+	debugStep        = 2       // KVM_GUESTDBG_SINGLESTEP
+	debugBreakpoints = 0x10000 // KVM_GUESTDBG_USE_SW_BP
+)
+
+func (c *VCPU) setDebug() error {
+	var d [72]byte
+	if c.debug != 0 {
+		*(*uint32)(unsafe.Pointer(&d[0])) = c.debug | debugEnable
 	}
 	return ioctlPtr(c.fd, setGuestDebug, unsafe.Pointer(&d))
 }
+
+// DebugBreakpoint says that an ExitDebug is that of an INT3.
+func (c *VCPU) DebugBreakpoint() bool { return *(*uint32)(unsafe.Pointer(&c.page[32])) == 3 }
 
 // TSCKHz is the frequency of the host's time-stamp counter in kHz.
 func (c *VCPU) TSCKHz() (uint64, error) {

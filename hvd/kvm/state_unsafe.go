@@ -74,6 +74,32 @@ func (c *VCPU) State(s *State) error {
 // msrs says how many of l were read or written. The pointer becomes a number in
 // the call of Syscall itself: passed on as one, it would be stale once Go moves
 // the stack.
+// System reads the system registers alone.
+func (c *VCPU) System(s *Sregs) error {
+	if err := ioctlPtr(c.fd, getSregs, unsafe.Pointer(s)); err != nil {
+		return fmt.Errorf("read the virtual CPU's system registers: %w", err)
+	}
+	return nil
+}
+
+// General reads the general registers alone; the guest must have left with
+// ExitDebug.
+func (c *VCPU) General(r *Regs) error {
+	if err := ioctlPtr(c.fd, getRegs, unsafe.Pointer(r)); err != nil {
+		return fmt.Errorf("read the virtual CPU's registers: %w", err)
+	}
+	return nil
+}
+
+// SetGeneral writes the general registers alone. No exception may be pending.
+func (c *VCPU) SetGeneral(r *Regs) error {
+	if err := ioctlPtr(c.fd, setRegs, unsafe.Pointer(r)); err != nil {
+		return fmt.Errorf("set the virtual CPU's registers: %w", err)
+	}
+	*c.regs = *r
+	return nil
+}
+
 func (c *VCPU) msrs(req uintptr, l *msrList) (int, error) {
 	n, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(c.fd), req, uintptr(unsafe.Pointer(l)))
 	if e != 0 {

@@ -41,6 +41,9 @@ func (r *Recorder) Mark(pos, fingerprint uint64) uint64 {
 	return r.lsn
 }
 
+// Base is where whoever reads the log from here on starts from.
+func (r *Recorder) Base() event.Base { return r.enc.Base() }
+
 // LSN is the length of the log so far.
 func (r *Recorder) LSN() uint64 { return r.lsn }
 

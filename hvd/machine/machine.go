@@ -91,6 +91,7 @@ type Machine struct {
 	pos     uint64
 	hash    uint64
 	entered bool // the interrupt of this position is injected
+	whole   bool // this position isn't an exit of the guest's, so it lies between two instructions
 	halted  bool
 	off     board.EffectKind // PowerOff or Reset, once the guest did that
 	fresh   uint64           // host time-stamp ticks that an anchor stays fresh; 0: for ever
@@ -105,6 +106,8 @@ type Machine struct {
 	trail   trail
 	cycle   time.Duration // sweepCycle
 	compare time.Duration // digestEvery
+	idt     *handlers     // for Step
+	watched []uint64      // pages written since the last TakeWatched; nil: nobody asks
 
 	// Trace, if set, is told of each counted exit, after it was answered.
 	Trace func(Step)
@@ -238,11 +241,16 @@ const trackPiece = 4 << 20
 
 // collect merges all pages written so far into m.dirty.
 func (m *Machine) collect() error {
-	m.Memory.TakeDirty(m.dirty)
+	set := m.dirty
+	if m.watched != nil {
+		set = make([]uint64, len(m.dirty))
+		defer m.watch(set)
+	}
+	m.Memory.TakeDirty(set)
 	if !m.logging {
 		return nil
 	}
-	return m.vm.TakeDirty(m.dirty)
+	return m.vm.TakeDirty(set)
 }
 
 // SetLogged says whether this execution is recorded or replayed. From where it

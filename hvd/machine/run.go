@@ -13,13 +13,8 @@ import (
 // Run executes to the next exit; see lockstep.Machine. An error that is
 // ErrStopped is the guest's own end, which the other copy comes to as well.
 func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
-	if m.Waiting() {
-		return lockstep.Exit{}, m.diverged("halt", "it has halted with no interrupt pending, but the primary runs on")
-	}
-	m.halted = false
-	exited, err := m.inject()
+	exited, err := m.prepare(stop)
 	if err == nil && !exited {
-		m.cpu.SetStop(stop)
 		exited, err = m.enter()
 	}
 	if err != nil {
@@ -28,7 +23,20 @@ func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
 	if !exited {
 		return lockstep.Exit{Kind: lockstep.Async}, nil
 	}
-	return m.exit()
+	return m.exit(m.cpu.ExitReason())
+}
+
+// prepare makes the CPU ready to run; exited says that it has come to a further
+// exit already.
+func (m *Machine) prepare(stop uint64) (exited bool, err error) {
+	if m.Waiting() {
+		return false, m.diverged("halt", "it has halted with no interrupt pending, but the primary runs on")
+	}
+	m.halted = false
+	if exited, err = m.inject(); err == nil && !exited {
+		m.cpu.SetStop(stop)
+	}
+	return exited, err
 }
 
 // enter runs the guest to a counted exit, or to where the host interrupts it;
@@ -43,10 +51,9 @@ func (m *Machine) enter() (exited bool, err error) {
 }
 
 // exit counts and answers an exit.
-func (m *Machine) exit() (lockstep.Exit, error) {
+func (m *Machine) exit(reason uint32) (lockstep.Exit, error) {
 	m.pos++
-	m.entered = false
-	reason := m.cpu.ExitReason()
+	m.entered, m.whole = false, false
 	if int(reason) < len(m.Exits) {
 		m.Exits[reason]++
 	}

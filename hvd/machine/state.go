@@ -26,6 +26,7 @@ type Snapshot struct {
 	CPU         []byte          `json:"cpu"` // kvm.State.Append
 	Board       json.RawMessage `json:"board"`
 	Window      Sweep           `json:"window"`
+	Logged      *Logged         `json:"logged,omitempty"` // of Peek, inside a log
 }
 
 // Snapshot captures the machine between two runs.
@@ -60,7 +61,7 @@ func (m *Machine) finish() error {
 		if err != nil || !exited {
 			return err
 		}
-		if _, err := m.exit(); err != nil {
+		if _, err := m.exit(m.cpu.ExitReason()); err != nil {
 			return err
 		}
 	}
@@ -85,7 +86,7 @@ func (m *Machine) Restore(s *Snapshot) error {
 	}
 	*m.cpu.Counters() = s.Counters
 	m.pos, m.hash, m.halted, m.off = s.Position, s.Fingerprint, s.Halted, board.EffectKind(s.Ended)
-	m.entered, m.window = false, s.Window
+	m.entered, m.whole, m.window = false, true, s.Window
 	return m.cpu.Settle()
 }
 
@@ -132,14 +133,14 @@ func (m *Machine) Break() error {
 		return err
 	}
 	m.pos++
-	m.entered, m.halted = false, false
+	m.entered, m.halted, m.whole = false, false, true
 	return nil
 }
 
 // resynced counts a resync as the exit that it is.
 func (m *Machine) resynced(s *kvm.State) {
 	m.pos++
-	m.entered, m.halted = false, false
+	m.entered, m.halted, m.whole = false, false, true
 	b := binary.LittleEndian.AppendUint64(nil, m.hash)
 	b = binary.LittleEndian.AppendUint64(b, s.Regs.RIP)
 	m.hash = xxh3.Hash(s.Append(b))
@@ -180,6 +181,7 @@ func (m *Machine) resync(data []byte) error {
 	err = transfer.ApplyDelta(data[resyncHeader:], m.Memory.Pages(), func(page int, b []byte) {
 		copy(m.Memory.Page(page), b)
 		mine[page/64] &^= 1 << (page % 64)
+		m.wrote(page)
 	})
 	if err != nil {
 		return err

@@ -26,6 +26,10 @@ func (c *CPU) skipShadow() (early bool, err error) {
 		if exited {
 			return false, nil // the instruction made an exit of its own: that counts
 		}
+		if c.DebugBreakpoint() {
+			c.SetWindow(true) // the window is still to come
+			return false, nil
+		}
 		if !c.Ready() {
 			c.SetWindow(true)
 			return true, nil

@@ -36,6 +36,7 @@ func (e *Engine) Live(ctx context.Context) error {
 	e.clock.start(e.m.Clock())
 	e.kick.start(e)
 	defer e.kick.end()
+	defer e.lastTape()
 	defer context.AfterFunc(ctx, e.wake)()
 	for ctx.Err() == nil {
 		select {

@@ -26,6 +26,9 @@ const markAfter = 8 * time.Millisecond
 // it must not block for long, for the guest stands still meanwhile. The gate
 // stays as it is.
 func (e *Engine) Record(send func(lsn uint64, batch []byte)) error {
+	if err := e.endTape("another log began"); err != nil {
+		return err
+	}
 	if err := e.m.SetLogged(true); err != nil {
 		return err
 	}
@@ -41,8 +44,13 @@ func (e *Engine) Record(send func(lsn uint64, batch []byte)) error {
 
 // EndLog ends the log: the machine goes on without a secondary. Inside Do.
 func (e *Engine) EndLog() error {
-	e.primary, e.send = nil, nil
+	e.send = nil
 	e.lag.reset()
+	if e.tape != nil {
+		e.tape.own = true
+		return nil // the log goes on for the recording
+	}
+	e.primary = nil
 	if err := e.m.SetLogged(false); err != nil {
 		return err
 	}
@@ -107,13 +115,16 @@ func (e *Engine) flush(now bool) error {
 	}
 	lsn, batch := e.primary.Log.Take()
 	e.urgent, e.flushed = false, time.Now()
-	if len(batch) > 0 {
-		e.Stats.LogBytes.Add(uint64(len(batch)))
-		e.Stats.LSN.Store(lsn + uint64(len(batch)))
+	if len(batch) == 0 {
+		return nil
+	}
+	e.Stats.LogBytes.Add(uint64(len(batch)))
+	e.Stats.LSN.Store(lsn + uint64(len(batch)))
+	if e.send != nil {
 		e.lag.sent(lsn + uint64(len(batch)))
 		e.send(lsn, batch)
 	}
-	return nil
+	return e.tapeLog(batch)
 }
 
 // throttle slows the guest down while its secondary lags: now and then the

@@ -52,6 +52,28 @@ func tcgConfig() Config {
 	return Config{Window: 2 * time.Millisecond, StopAfter: 4 * time.Millisecond, KickAfter: 20 * time.Millisecond}
 }
 
+// guestConfig is the machine that a guest boots on.
+func guestConfig(t testing.TB) machine.Config {
+	t.Helper()
+	disk, err := os.Open(guestDisk)
+	if err != nil {
+		t.Skip("needs a guest's disk at ", guestDisk)
+	}
+	defer disk.Close()
+	size, err := disk.Seek(0, 2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return machine.Config{
+		MemoryBytes: guestMemory,
+		Board: board.Config{
+			Disks: []board.Disk{{Sectors: uint64(size / 512), Serial: "guest"}},
+			MAC:   guestMAC, CID: 3, Wall: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
+		},
+		Traps: kvm.FlagCR3 | kvm.FlagPF,
+	}
+}
+
 // bootDebian makes a machine that stands at the first instruction of the
 // guest's kernel. The seed makes two of them equal.
 func bootDebian(t testing.TB, sys *kvm.System) *machine.Machine {
@@ -69,14 +91,7 @@ func bootDebian(t testing.TB, sys *kvm.System) *machine.Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := machine.New(sys, machine.Config{
-		MemoryBytes: guestMemory,
-		Board: board.Config{
-			Disks: []board.Disk{{Sectors: uint64(size / 512), Serial: "guest"}},
-			MAC:   guestMAC, CID: 3, Wall: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
-		},
-		Traps: kvm.FlagCR3 | kvm.FlagPF,
-	})
+	m, err := machine.New(sys, guestConfig(t))
 	if err != nil {
 		t.Fatal(err)
 	}

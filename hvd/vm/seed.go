@@ -50,9 +50,21 @@ func (e *Engine) Seed(ctx context.Context, sink Sink, known func(page int, conte
 	begun := time.Now()
 	pages := e.m.Memory.Pages()
 	set := make([]uint64, (pages+63)/64)
-	if err := e.Do(ctx, func(m *machine.Machine) error { return m.LogDirty(true) }); err != nil {
+	err = e.Do(ctx, func(m *machine.Machine) error {
+		if err := e.endTape("the VM's protection began, which takes a log of its own; record again once it is protected"); err != nil {
+			return err
+		}
+		e.seeding = true
+		return m.LogDirty(true)
+	})
+	if err != nil {
 		return stats, err
 	}
+	defer func() {
+		if err != nil {
+			e.seedEnded()
+		}
+	}()
 	for p := range pages {
 		if known != nil && known(p, e.m.Memory.Page(p)) {
 			stats.Known++
@@ -91,6 +103,7 @@ func (e *Engine) Seed(ctx context.Context, sink Sink, known func(page int, conte
 			content = append(content, m.Memory.Page(p)...)
 		}
 		base = m.Base()
+		e.seeding = false
 		return e.Record(send)
 	})
 	if err != nil {

@@ -101,6 +101,8 @@ type Engine struct {
 	gateMu    sync.Mutex
 	gate      lockstep.Gate[timed]
 	lag       lagMeter
+	tape      *tape // a recording, or nil
+	seeding   bool
 	ended     chan error // the guest's own end, once it was let out
 
 	// Of a secondary.
@@ -161,6 +163,7 @@ func (e *Engine) commands() {
 		case f := <-e.do:
 			f()
 		default:
+			e.lookTape()
 			return
 		}
 	}

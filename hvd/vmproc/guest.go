@@ -28,6 +28,7 @@ import (
 // rim. It replays first or not at all, then is live or not at all.
 type guest struct {
 	m       *machine.Machine
+	made    machine.Config
 	engine  *vm.Engine
 	rim     *rim
 	ctx     context.Context
@@ -51,13 +52,14 @@ func (p *Process) newGuest(ctx context.Context, memory *mem.Memory) (*guest, err
 	for i, d := range p.disks {
 		cfg.Disks = append(cfg.Disks, board.Disk{Sectors: d.Sectors(), Serial: p.def.Disks[i].Name[:min(20, len(p.def.Disks[i].Name))]})
 	}
-	m, err := machine.New(p.sys, machine.Config{
+	made := machine.Config{
 		MemoryBytes: uint64(p.def.MemoryMiB) << 20, Memory: memory, Board: cfg, Traps: kvm.FlagCR3 | kvm.FlagPF,
-	})
+	}
+	m, err := machine.New(p.sys, made)
 	if err != nil {
 		return nil, err
 	}
-	g := &guest{m: m, ended: make(chan struct{})}
+	g := &guest{m: m, made: made, ended: make(chan struct{})}
 	g.ctx, g.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	g.rim = newRim(p, g)
 	return g, nil

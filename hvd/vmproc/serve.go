@@ -34,6 +34,7 @@ func (p *Process) serve(ctx context.Context) (*http.Server, error) {
 	mux.HandleFunc("GET /v1/vm", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.status()) })
 	mux.HandleFunc("GET /v1/vm/events", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.history()) })
 	mux.HandleFunc("GET /v1/vm/console", p.serveConsole)
+	mux.HandleFunc("GET /v1/vm/recording", p.serveRecording)
 	for name, verb := range map[string]pair.Verb{"start": pair.Start, "stop": pair.Stop, "force-start": pair.ForceStart} {
 		mux.HandleFunc("POST /v1/vm/"+name, func(w http.ResponseWriter, _ *http.Request) {
 			p.command(verb)

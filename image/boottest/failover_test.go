@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -11,7 +12,6 @@ import (
 	"github.com/duet-ft/duet/appliance/agent/wire"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/api/console"
-	"github.com/duet-ft/duet/image/guest"
 	"github.com/duet-ft/duet/image/lab"
 	"github.com/duet-ft/duet/image/load"
 	"github.com/duet-ft/duet/image/pairlab"
@@ -47,12 +47,14 @@ func TestPair(t *testing.T) {
 		name string
 		do   func(*testing.T)
 	}{
+		{"recorded", p.record},
 		{"cable pulled in lockstep", p.pullInLockstep},
 		{"cable pulled while seeding", p.pullWhileSeeding},
 		{"console", p.logIn},
 		{"primary killed", p.killPrimary},
 		{"console after the takeover", p.stillLoggedIn},
 		{"end", p.end},
+		{"recording replayed", p.replayed},
 	} {
 		begin := time.Now()
 		if !t.Run(step.name, step.do) {
@@ -71,8 +73,9 @@ type trial struct {
 	primary string           // the last one that was protected
 	found   map[string]error // divergences by host and time
 
-	seedings int // that were refused so far
-	typist  console.Typist   // at the guest's console
+	seedings int            // that were refused so far
+	typist   console.Typist // at the guest's console
+	tape     string         // path of a recording
 }
 
 // needPair skips the test where a pair can't be made, with the reason.
@@ -104,7 +107,7 @@ func startPair(t *testing.T) *trial {
 			t.Error(err)
 		}
 	})
-	p := &trial{ctx: ctx, pair: pair, primary: pairlab.Names[0], found: map[string]error{}}
+	p := &trial{ctx: ctx, pair: pair, primary: pairlab.Names[0], found: map[string]error{}, tape: filepath.Join(t.TempDir(), "recording")}
 	begin := time.Now()
 	if err := pair.StartGuest(ctx, pairlab.Names[0]); err != nil {
 		t.Fatal(err)

@@ -38,6 +38,8 @@ func TestInHost(t *testing.T) {
 		{pkg: "hvd/locate", run: "Test"},
 		{pkg: "hvd/torture", run: "TestTorture"},
 		{pkg: "hvd/vm", run: "TestEarlyReplay", guest: true},
+		{pkg: "hvd/playback", run: "Test[GC]"},
+		{pkg: "hvd/vm", run: "TestTape", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplay", guest: true},
 		{pkg: "hvd/vm", run: "TestFlips", tags: "faultinject"},
 	} {

@@ -32,8 +32,11 @@ type Config struct {
 	Kernel    string            // path of vmlinuz
 	Package   string            // Go package whose tests are run, as go test takes it
 	Tags      string            // build tags of the test
+	Program   bool              // Package is a program to run instead
 	Args      []string          // for the test binary: -test.run=..., without commas in them
 	Disks     []string          // raw images, attached as /dev/vda, vdb ...; written to a snapshot only
+	Kept      []string          // raw images behind them, whose writes are kept
+	Forward   map[int]int       // ports of 127.0.0.1 that lead to ports of the host
 	Extra     map[string]string // files to put beside the test: name in the root, path here
 	MemoryMiB int
 	Core      int // the core that QEMU is pinned to
@@ -56,9 +59,20 @@ func Run(ctx context.Context, dir string, cfg Config) error {
 		"-m", strconv.Itoa(cfg.MemoryMiB), "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", cfg.Kernel, "-initrd", initrd, "-append", cmdline,
 	}
-	for i, d := range cfg.Disks {
-		args = append(args, "-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=d%d,snapshot=on", d, i),
+	for i, d := range append(cfg.Disks[:len(cfg.Disks):len(cfg.Disks)], cfg.Kept...) {
+		snapshot := "on"
+		if i >= len(cfg.Disks) {
+			snapshot = "off"
+		}
+		args = append(args, "-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=d%d,snapshot=%s", d, i, snapshot),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=d%d", i))
+	}
+	if len(cfg.Forward) > 0 {
+		user := "user,id=n0"
+		for from, to := range cfg.Forward {
+			user += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", from, to)
+		}
+		args = append(args, "-netdev", user, "-device", "virtio-net-pci,netdev=n0,romfile=")
 	}
 	cmd := exec.CommandContext(ctx, "taskset", args...)
 	cmd.Cancel = func() error { return cmd.Process.Kill() }
@@ -109,7 +123,11 @@ func buildInitrd(ctx context.Context, dir, path string, cfg Config) error {
 	if err := build("init", "build", "github.com/duet-ft/duet/image/nested/init"); err != nil {
 		return err
 	}
-	if err := build("test", "test", "-c", "-tags", cfg.Tags, cfg.Package); err != nil {
+	how := []string{"test", "-c", "-tags", cfg.Tags, cfg.Package}
+	if cfg.Program {
+		how = []string{"build", cfg.Package}
+	}
+	if err := build("test", how...); err != nil {
 		return err
 	}
 	for name, from := range cfg.Extra {

@@ -61,6 +61,8 @@ type Backend interface {
 	Delete(ctx context.Context, name string) error
 	// Forward sends a request to the VM's process: path is what comes after the VM, such as "/start".
 	Forward(ctx context.Context, name, method, path string) (vmsock.Reply, error)
+	// Stream sends a GET to the VM's process; the answer's body comes for as long as ctx lasts.
+	Stream(ctx context.Context, name, path string) (*http.Response, error)
 	Vsock(ctx context.Context, name string, port uint32) (net.Conn, error)
 	// Console connects to the console of a guest that runs here; the stream is hvd/api/console's.
 	Console(ctx context.Context, name string) (net.Conn, error)
@@ -132,6 +134,7 @@ func Handler(cfg Config) http.Handler {
 	mux.HandleFunc("GET /v1/vms/{name}", h.vm)
 	mux.HandleFunc("DELETE /v1/vms/{name}", h.delete)
 	mux.HandleFunc("GET /v1/vms/{name}/console", h.console)
+	mux.HandleFunc("GET /v1/vms/{name}/recording", h.recording)
 	mux.HandleFunc("GET /v1/vms/{name}/vsock/{port}", h.vsock)
 	mux.HandleFunc("POST /v1/vms/{name}/{action}", h.act)
 	mux.HandleFunc("GET /v1/events", h.events)

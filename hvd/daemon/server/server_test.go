@@ -26,6 +26,8 @@ type fake struct {
 	mu    sync.Mutex
 	asked []string
 	guest func() (net.Conn, error)
+
+	stream io.ReadCloser
 }
 
 func (f *fake) note(format string, args ...any) {
@@ -61,6 +63,17 @@ func (f *fake) Forward(_ context.Context, name, method, path string) (vmsock.Rep
 		return vmsock.Reply{Status: http.StatusConflict, Type: "application/json", Body: []byte(`{"error":"it is off already"}`)}, nil
 	}
 	return vmsock.Reply{Status: 200, Type: "text/plain; charset=utf-8", Body: []byte("login: ")}, nil
+}
+
+func (f *fake) Stream(_ context.Context, name, path string) (*http.Response, error) {
+	f.note("stream %s %s", name, path)
+	if name != "db" {
+		return nil, api.Errorf(http.StatusNotFound, "there is no VM %q", name)
+	}
+	if f.stream == nil {
+		return &http.Response{StatusCode: http.StatusConflict, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"error":"not now"}`))}, nil
+	}
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Type": {"application/octet-stream"}}, Body: f.stream}, nil
 }
 
 func (f *fake) Vsock(_ context.Context, name string, port uint32) (net.Conn, error) {

@@ -96,6 +96,20 @@ func (c *Client) Do(ctx context.Context, method, path string) (Reply, error) {
 	return Reply{a.StatusCode, a.Header.Get("Content-Type"), b}, nil
 }
 
+// Stream sends a GET for a path below /v1/vm and returns the answer, whose body may come for as long as ctx lasts.
+// The caller closes it.
+func (c *Client) Stream(ctx context.Context, path string) (*http.Response, error) {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://vm/v1/vm"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	a, err := c.http.Do(r)
+	if err != nil {
+		return nil, c.failure(ctx, err)
+	}
+	return a, nil
+}
+
 // failure shortens an error of package http to its cause.
 func (c *Client) failure(ctx context.Context, err error) error {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {

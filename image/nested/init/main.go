@@ -6,6 +6,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -42,8 +43,22 @@ func prepare() error {
 	if err != nil {
 		return err
 	}
-	return netlink.LinkSetUp(lo)
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return err
+	}
+	eth, err := netlink.LinkByName("eth0")
+	if err != nil {
+		return nil // none was asked for
+	}
+	addr, err := netlink.ParseAddr(userNet)
+	if err != nil {
+		return err
+	}
+	return errors.Join(netlink.AddrAdd(eth, addr), netlink.LinkSetUp(eth))
 }
+
+// userNet is the address that QEMU's user network forwards to.
+const userNet = "10.0.2.15/24"
 
 func runTest() int {
 	line, err := os.ReadFile("/proc/cmdline")

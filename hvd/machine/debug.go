@@ -1,0 +1,291 @@
+package machine
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/vcpu"
+)
+
+// Debugged is how Step and RunTo ended.
+type Debugged uint8
+
+// The ways in which they end.
+const (
+	Exited      Debugged = iota // at a counted exit, as Run does
+	Stepped                     // behind one instruction
+	AtBreak                     // at one of RunTo's addresses
+	Interrupted                 // by a Kick
+)
+
+// A debugger must leave no trace in the guest, or its execution isn't the
+// recorded one any more. Debug registers are few, and not every KVM has them for
+// its guests, so a breakpoint is an instruction in the guest's memory that makes an
+// exit, there only while the guest runs: HLT for the kernel, INT3 for programs,
+// which may not halt. QEMU's SVM doesn't intercept INT3 (it takes it for an INT n),
+// so that programs can't have breakpoints there.
+//
+// Single-stepping sets the trap flag, which an instruction can store: PUSHF,
+// SYSCALL (to R11), and whatever raises an exception (to the stack). The first
+// two are put right behind the step. For the third, all handlers of the guest's
+// IDT have a breakpoint during a step, and the frame is put right there. An
+// interrupt is delivered without the trap flag, up to its handler's.
+
+const (
+	flagTF   = 1 << 8
+	int3     = 0xcc
+	hlt      = 0xf4
+	idtEntry = 16
+	rflagsAt = 16 // in the frame of an exception without error code
+	maxSize  = 15 // of an instruction
+)
+
+// withErrorCode are the exceptions that push one (AMD64 APM volume 2, 8.2).
+const withErrorCode = 1<<8 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<17 | 1<<21 | 1<<29 | 1<<30
+
+// patches are breakpoints for one run.
+type patches struct {
+	m       *Machine
+	at      []uint64 // guest physical
+	were    []byte
+	virtual map[uint64]bool
+}
+
+func (m *Machine) newPatches() *patches { return &patches{m: m, virtual: map[uint64]bool{}} }
+
+// Breakable says whether RunTo stops at an address.
+func (m *Machine) Breakable(virtual uint64) bool { return virtual>>63 != 0 || !vcpu.UnderTCG() }
+
+func (p *patches) put(virtual, physical uint64) {
+	b, err := p.m.Memory.View(physical, 1)
+	if err != nil {
+		return
+	}
+	op := byte(hlt)
+	if virtual>>63 == 0 && !vcpu.UnderTCG() {
+		op = int3
+	}
+	p.virtual[virtual] = true
+	if b[0] != op {
+		p.at, p.were = append(p.at, physical), append(p.were, b[0])
+		b[0] = op
+	}
+}
+
+// remove puts back what was there, but where the guest has written meanwhile.
+func (p *patches) remove() {
+	for i := len(p.at) - 1; i >= 0; i-- {
+		if b, err := p.m.Memory.View(p.at[i], 1); err == nil && (b[0] == hlt || b[0] == int3) {
+			b[0] = p.were[i]
+		}
+	}
+}
+
+// arrived says whether the exit is that of a breakpoint, and takes the CPU back to
+// it.
+func (p *patches) arrived() (bool, error) {
+	c := p.m.cpu
+	reason := c.ExitReason()
+	if reason != kvm.ExitHLT && (reason != kvm.ExitDebug || !c.DebugBreakpoint()) {
+		return false, nil
+	}
+	r := *c.Regs()
+	if !p.virtual[r.RIP-1] {
+		// KVM says of an INT3 where it is.
+		return reason == kvm.ExitDebug, nil
+	}
+	r.RIP--
+	return true, c.SetGeneral(&r)
+}
+
+// handlers are the addresses of the guest's exception and interrupt handlers.
+type handlers struct {
+	base     uint64
+	vector   map[uint64]int    // by virtual address
+	physical map[uint64]uint64 // by virtual address
+}
+
+// handlersOf reads the guest's IDT. A guest whose IDT can't be read has none.
+func (m *Machine) handlersOf() (*handlers, error) {
+	var s kvm.Sregs
+	if err := m.cpu.System(&s); err != nil {
+		return nil, err
+	}
+	if h := m.idt; h != nil && h.base == s.IDT.Base && len(h.physical) > 0 {
+		return h, nil
+	}
+	h := &handlers{base: s.IDT.Base, vector: map[uint64]int{}, physical: map[uint64]uint64{}}
+	m.idt = h
+	if s.EFER&0x400 == 0 { // not in long mode
+		return h, nil
+	}
+	for v := 0; v < 256 && v*idtEntry+idtEntry-1 <= int(s.IDT.Limit); v++ {
+		var e [idtEntry]byte
+		if m.ReadVirtual(s.IDT.Base+uint64(v*idtEntry), e[:]) != nil || e[5]&0x80 == 0 {
+			continue
+		}
+		addr := uint64(binary.LittleEndian.Uint16(e[0:])) | uint64(binary.LittleEndian.Uint16(e[6:]))<<16 |
+			uint64(binary.LittleEndian.Uint32(e[8:]))<<32
+		if at, ok := m.cpu.Translate(addr); ok {
+			h.vector[addr] = v
+			h.physical[addr] = at
+		}
+	}
+	return h, nil
+}
+
+// ReadVirtual fills b from the guest's memory at a virtual address, by the page
+// tables in force.
+func (m *Machine) ReadVirtual(addr uint64, b []byte) error {
+	return m.virtual(addr, b, func(physical uint64, piece []byte) error { return m.Memory.Read(physical, piece) })
+}
+
+func (m *Machine) virtual(addr uint64, b []byte, f func(uint64, []byte) error) error {
+	for len(b) > 0 {
+		at, ok := m.cpu.Translate(addr)
+		if !ok {
+			return fmt.Errorf("nothing is mapped at %#x", addr)
+		}
+		n := min(len(b), int(4096-addr%4096))
+		if err := f(at, b[:n]); err != nil {
+			return err
+		}
+		addr, b = addr+uint64(n), b[n:]
+	}
+	return nil
+}
+
+// Registers are the CPU's registers where it is now, possibly between two exits.
+func (m *Machine) Registers() (*kvm.State, error) {
+	var s kvm.State
+	return &s, m.cpu.State(&s)
+}
+
+// Step executes one instruction, as Run would with that stop. An interrupt that is
+// due is one, too: it ends at its handler.
+func (m *Machine) Step(stop uint64) (Debugged, lockstep.Exit, error) {
+	injects := !m.entered && m.Board.Pending() && m.cpu.Ready()
+	if exited, err := m.prepare(stop); err != nil {
+		return Exited, lockstep.Exit{}, err
+	} else if exited {
+		exit, err := m.exit(m.cpu.ExitReason())
+		return Exited, exit, err
+	}
+	h, err := m.handlersOf()
+	if err != nil {
+		return Exited, lockstep.Exit{}, err
+	}
+	var before kvm.Regs
+	if err := m.cpu.General(&before); err != nil {
+		return Exited, lockstep.Exit{}, err
+	}
+	var code [maxSize]byte
+	for i := range code { // up to a page that isn't there
+		if m.ReadVirtual(before.RIP+uint64(i), code[i:i+1]) != nil {
+			break
+		}
+	}
+	p := m.newPatches()
+	for virtual, physical := range h.physical {
+		if virtual != before.RIP { // else it would never get off
+			p.put(virtual, physical)
+		}
+	}
+	step := !injects || len(h.physical) == 0
+	err = m.cpu.Debug(step)
+	p.remove()
+	d, exit, err := m.debugged(stop, p, err)
+	if d == Exited || d == Interrupted || err != nil {
+		return d, exit, err
+	}
+	if step && before.RFLAGS&flagTF == 0 {
+		err = m.forgetTF(d == AtBreak, code[:], h)
+	}
+	return Stepped, exit, err
+}
+
+// RunTo executes to the next exit, as Run would with that stop, or up to an
+// instruction at one of the addresses. Where it stands at one, it stays: Step is the
+// way off.
+func (m *Machine) RunTo(stop uint64, addresses []uint64) (Debugged, lockstep.Exit, error) {
+	if exited, err := m.prepare(stop); err != nil {
+		return Exited, lockstep.Exit{}, err
+	} else if exited {
+		exit, err := m.exit(m.cpu.ExitReason())
+		return Exited, exit, err
+	}
+	p := m.newPatches()
+	for _, a := range addresses {
+		if at, ok := m.cpu.Translate(a); ok {
+			p.put(a, at)
+		}
+	}
+	err := m.cpu.Debug(false)
+	p.remove()
+	return m.debugged(stop, p, err)
+}
+
+// debugged says how the CPU's Debug ended and answers a counted exit.
+func (m *Machine) debugged(stop uint64, p *patches, err error) (Debugged, lockstep.Exit, error) {
+	if errors.Is(err, kvm.ErrInterrupted) {
+		return Interrupted, lockstep.Exit{Kind: lockstep.Async}, nil
+	}
+	if err != nil {
+		return Exited, lockstep.Exit{}, err
+	}
+	if at, err := p.arrived(); at || err != nil {
+		// A window exit that came with it, and was skipped, is still wanted.
+		m.cpu.SetWindow(m.Board.Pending())
+		return AtBreak, lockstep.Exit{}, err
+	}
+	reason := m.cpu.ExitReason()
+	switch {
+	case reason != kvm.ExitDebug:
+	case m.cpu.Counters().Traps >= stop:
+		// A step over the trap at which it is to stop: the step wins in KVM.
+		reason = kvm.ExitTrap
+		m.cpu.OverrideExitReason(reason)
+	default:
+		return Stepped, lockstep.Exit{}, nil
+	}
+	exit, err := m.exit(reason)
+	return Exited, exit, err
+}
+
+// forgetTF puts right what the last step has stored of the trap flag.
+func (m *Machine) forgetTF(handler bool, code []byte, h *handlers) error {
+	var r kvm.Regs
+	if err := m.cpu.General(&r); err != nil {
+		return err
+	}
+	at := r.RSP + 1 // TF is bit 0 of the flags' second byte
+	if handler {
+		at += rflagsAt
+		if v := h.vector[r.RIP]; v < 32 && withErrorCode>>v&1 != 0 {
+			at += 8
+		}
+	} else {
+		for len(code) > 1 && (code[0] == 0x66 || code[0]&0xf0 == 0x40) {
+			code = code[1:]
+		}
+		switch {
+		case code[0] == 0x9c: // PUSHF
+		case len(code) > 1 && code[0] == 0x0f && code[1] == 0x05: // SYSCALL
+			r.R11 &^= flagTF
+			return m.cpu.SetGeneral(&r)
+		default:
+			return nil
+		}
+	}
+	var b [1]byte
+	return m.virtual(at, b[:], func(physical uint64, _ []byte) error {
+		v, err := m.Memory.View(physical, 1)
+		if err == nil {
+			v[0] &^= flagTF >> 8
+		}
+		return err
+	})
+}

@@ -1,0 +1,158 @@
+package machine
+
+import (
+	"errors"
+
+	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/mem"
+)
+
+// Watch begins to note, beside what resyncs need, which pages are written: for
+// whoever copies the memory of a machine whose execution is logged. LogDirty
+// must be on. Off, it forgets them.
+func (m *Machine) Watch(on bool) error {
+	// What was written before belongs to nobody who watches.
+	if err := m.collect(); err != nil {
+		return err
+	}
+	m.watched = nil
+	if on {
+		m.watched = make([]uint64, len(m.dirty))
+	}
+	return nil
+}
+
+// Watched says whether Watch is on.
+func (m *Machine) Watched() bool { return m.watched != nil }
+
+// TakeWatched merges the pages written since the last call into set and forgets
+// them. What resyncs need stays as it was.
+func (m *Machine) TakeWatched(set []uint64) error {
+	if err := m.collect(); err != nil {
+		return err
+	}
+	for i, w := range m.watched {
+		set[i] |= w
+	}
+	clear(m.watched)
+	return nil
+}
+
+// watch passes on what was collected.
+func (m *Machine) watch(set []uint64) {
+	for i, w := range set {
+		m.dirty[i] |= w
+		m.watched[i] |= w
+	}
+}
+
+// wrote notes a page that was written behind KVM's and the devices' back.
+func (m *Machine) wrote(page int) {
+	if m.watched != nil {
+		m.watched[page/64] |= 1 << (page % 64)
+	}
+}
+
+// ErrNotHere says that the machine can't be looked at without a trace at this
+// position; it can at one soon after.
+var ErrNotHere = errors.New("the machine is inside an instruction")
+
+// Peek is Snapshot for a machine whose execution is logged already: it changes
+// nothing that the other copy wouldn't see change, too. At a position inside an
+// instruction (a port or memory access, a time-stamp read, which Snapshot would
+// finish before this position's inputs come) it fails with ErrNotHere.
+func (m *Machine) Peek() (*Snapshot, error) {
+	switch m.cpu.ExitReason() {
+	case kvm.ExitIO, kvm.ExitMMIO, kvm.ExitTSC, kvm.ExitReadMSR, kvm.ExitWriteMSR:
+		if !m.whole {
+			return nil, ErrNotHere
+		}
+	}
+	ready := m.cpu.Ready()
+	s, err := m.Snapshot()
+	if err != nil {
+		return nil, err
+	}
+	if m.cpu.Ready() != ready {
+		// An interrupt must go in where it does on the other copy.
+		m.cpu.SetReady(ready)
+		return nil, ErrNotHere
+	}
+	if m.logged {
+		s.Logged = &Logged{m.harvest, m.window.from, m.window.pages, m.window.hash}
+	}
+	return s, nil
+}
+
+// Logged is where what follows a log stands, for a copy that begins to follow it
+// in the middle.
+type Logged struct {
+	Harvest uint64 `json:"harvest"` // deadlines since the last harvest
+	// Of the memory window, since the last digest.
+	From  int    `json:"from"`
+	Pages int    `json:"pages"`
+	Hash  uint64 `json:"hash"`
+}
+
+// Follow prepares a machine that was just restored for the log behind the
+// snapshot, with LogDirty on. A log that began at the snapshot needs no more than
+// SetLogged.
+func (m *Machine) Follow(s *Snapshot) error {
+	if err := m.SetLogged(true); err != nil {
+		return err
+	}
+	m.resume(s.Logged)
+	return nil
+}
+
+func (m *Machine) resume(l *Logged) {
+	if l != nil {
+		m.harvest = l.Harvest
+		m.window.from, m.window.pages, m.window.hash = l.From, l.Pages, l.Hash
+	}
+}
+
+// Bookmark is a place in a logged execution to come back to: a snapshot without
+// memory, and the pages written since the last harvest.
+type Bookmark struct {
+	*Snapshot
+	dirty []uint64
+}
+
+// Bookmark is Peek for Return.
+func (m *Machine) Bookmark() (*Bookmark, error) {
+	s, err := m.Peek()
+	if err != nil {
+		return nil, err
+	}
+	if err := m.collect(); err != nil {
+		return nil, err
+	}
+	return &Bookmark{s, append([]uint64(nil), m.dirty...)}, nil
+}
+
+// Return brings the machine back to a bookmark; its memory is in place.
+func (m *Machine) Return(b *Bookmark) error {
+	// An access that is still to be finished would write to the state that is set;
+	// a string instruction's goes on item by item.
+	err := m.cpu.Settle()
+	for n := 0; err != nil && n < mem.PageSize; n++ {
+		err = m.cpu.Settle()
+	}
+	if err != nil {
+		return err
+	}
+	if err := m.Restore(b.Snapshot); err != nil {
+		return err
+	}
+	m.idt = nil
+	m.resume(b.Logged)
+	m.effects = nil
+	// What was written on the way here isn't of that execution.
+	if err := m.collect(); err != nil {
+		return err
+	}
+	clear(m.watched)
+	copy(m.dirty, b.dirty)
+	return nil
+}

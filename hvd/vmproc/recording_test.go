@@ -1,0 +1,111 @@
+package vmproc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/machine"
+	"github.com/duet-ft/duet/hvd/recording"
+)
+
+func newTaping(out io.Writer) *taping {
+	return &taping{
+		out: out, bell: make(chan struct{}, 1),
+		head: recording.Head{VM: "db", Memory: 2 * recording.PageSize, Machine: []byte("{}")},
+	}
+}
+
+// begin writes what comes before the log.
+func (t *taping) begin() error {
+	page := make([]byte, recording.PageSize)
+	return errors.Join(t.Pages([]int{1}, func(int) []byte { return page }), t.Snapshot(&machine.Snapshot{}, event.Base{Pos: 5}))
+}
+
+// TestTaping writes what the engine queued, up to the end.
+func TestTaping(t *testing.T) {
+	var b bytes.Buffer
+	x := newTaping(&b)
+	if err := x.begin(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- x.drain(t.Context()) }()
+	for range 100 {
+		if err := x.Log([]byte("a batch")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	x.End(9, 10, "its time is over")
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	r, err := recording.NewReader(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.State(func(recording.Ref, recording.Block) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for {
+		_, log, _, err := r.Log()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += len(log)
+	}
+	if end := r.End(); n != 700 || end.Position != 9 || end.Why != "its time is over" {
+		t.Errorf("%d bytes of log, end %+v", n, end)
+	}
+}
+
+// TestTapingSlowReader: what nobody reads is bounded.
+func TestTapingSlowReader(t *testing.T) {
+	x := newTaping(io.Discard)
+	batch := make([]byte, 1<<20)
+	n := 0
+	for ; n < 100; n++ {
+		if err := x.Log(batch); err != nil {
+			break
+		}
+	}
+	if n*len(batch) != maxTape {
+		t.Errorf("%d bytes wait", n*len(batch))
+	}
+}
+
+// TestTapingEnds with the client, and writes what is there now and then.
+func TestTapingEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b bytes.Buffer
+		x := newTaping(&b)
+		if err := x.begin(); err != nil {
+			t.Fatal(err)
+		}
+		before := b.Len()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- x.drain(ctx) }()
+		if err := x.Log([]byte("a batch")); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * tapeFlush)
+		synctest.Wait()
+		if b.Len() == before {
+			t.Error("a small log isn't written in time")
+		}
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	})
+}
