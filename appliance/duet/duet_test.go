@@ -29,7 +29,7 @@ func (h *host) Host(context.Context) api.Host {
 
 func (h *host) VMs(context.Context) ([]api.VM, error) {
 	return []api.VM{
-		{Name: "db", Role: "primary", Live: true, Protected: true, Epoch: 3, LagMS: 1.25, Output: "verified"},
+		{Name: "db", Role: "primary", Live: true, Protected: true, Epoch: 3, LagMS: 1.25, Output: "verified", Accessed: "steady: so it is"},
 		{Name: "web", Role: "failed", Output: "received", Error: "no kernel\x1b[2J was found"},
 	}, nil
 }
@@ -154,9 +154,9 @@ func TestCommands(t *testing.T) {
 			"fingerprint  " + api.Fingerprint(make([]byte, 32)) + "\n", "trouble      no peer: host.json names none\n",
 		}},
 		{line: "vms", out: []string{
-			"NAME  ROLE     RUNS HERE  PROTECTED  EPOCH  LAG     OUTPUT    ERROR\n",
-			"db    primary  yes        yes        3      1.2 ms  verified  \n",
-			"web   failed   no         no         0      0.0 ms  received  no kernel [2J was found\n",
+			"NAME  ROLE     RUNS HERE  PROTECTED  EPOCH  LAG     OUTPUT    ACCESSED BITS  ERROR\n",
+			"db    primary  yes        yes        3      1.2 ms  verified  steady         \n",
+			"web   failed   no         no         0      0.0 ms  received                 no kernel [2J was found\n",
 		}},
 		{line: "vm db", out: []string{"guest time     1.5s\n", "exits          12 (ticks 5, inputs 0)", "7 pages", "peer is silent"}},
 		{line: "start db", out: []string{"VM db starts\n"}, ask: "POST db/start"},
