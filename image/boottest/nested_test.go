@@ -28,11 +28,12 @@ const (
 func TestInHost(t *testing.T) {
 	for _, c := range []struct {
 		pkg, run string
-		guest    bool // attach the guest's disk
+		guest    bool // attach the guest's disk, and put our own kernel beside it as one of another version
 	}{
 		{pkg: "hvd/machine", run: "Test"},
 		{pkg: "hvd/vm", run: "TestEarlyReplay", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplay", guest: true},
+		{pkg: "hvd/vm", run: "TestAccessedBits", guest: true},
 	} {
 		t.Run(c.pkg+" "+c.run, func(t *testing.T) {
 			if testing.Short() {
@@ -48,6 +49,7 @@ func TestInHost(t *testing.T) {
 			}
 			if c.guest {
 				cfg.Disks = []string{guestImage(t)}
+				cfg.Extra = map[string]string{"other-kernel": "../kernel/vmlinuz"}
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), nestedTimeout)
 			defer cancel()
