@@ -44,7 +44,7 @@ func (h *host) Host(context.Context) api.Host {
 
 func (h *host) VMs(context.Context) ([]api.VM, error) {
 	return []api.VM{
-		{Name: "db", Role: "primary", Live: true, Protected: true, Epoch: 3, LagMS: 1.25, Output: "verified"},
+		{Name: "db", Role: "primary", Live: true, Protected: true, Epoch: 3, LagMS: 1.25, Output: "verified", Accessed: "steady: so it is"},
 		{Name: "web", Role: "failed", Output: "received", Error: "no kernel\x1b[2J was found"},
 	}, nil
 }

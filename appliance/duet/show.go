@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -56,13 +57,18 @@ func showVMs(ctx context.Context, e env) error {
 		return err
 	}
 	return table(e.out, func(w io.Writer) {
-		fmt.Fprintln(w, "NAME\tROLE\tRUNS HERE\tPROTECTED\tEPOCH\tLAG\tOUTPUT\tERROR")
+		fmt.Fprintln(w, "NAME\tROLE\tRUNS HERE\tPROTECTED\tEPOCH\tLAG\tOUTPUT\tACCESSED BITS\tERROR")
 		for _, v := range list {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%.1f ms\t%s\t%s\n",
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%.1f ms\t%s\t%s\t%s\n",
 				api.OneLine(v.Name), api.OneLine(v.Role), yes(v.Live), yes(v.Protected), v.Epoch, v.LagMS,
-				api.OneLine(v.Output), api.OneLine(v.Error))
+				api.OneLine(v.Output), api.OneLine(firstWord(v.Accessed)), api.OneLine(v.Error))
 		}
 	})
+}
+
+// firstWord is what a line begins with: steady of "steady: ...".
+func firstWord(line string) string {
+	return strings.TrimRight(strings.SplitN(line, " ", 2)[0], ":,")
 }
 
 func yes(b bool) string {
@@ -84,6 +90,7 @@ func showVM(ctx context.Context, e env) error {
 		row(w, "protected", "%s", yes(v.Protected))
 		row(w, "epoch", "%d", v.Epoch)
 		row(w, "output", "%s", v.Output)
+		row(w, "accessed bits", "%s", v.Accessed)
 		row(w, "error", "%s", v.Error)
 		row(w, "position", "%d exits", v.Position)
 		row(w, "guest time", "%s", time.Duration(v.ClockNS).Round(time.Millisecond))

@@ -99,7 +99,7 @@ func TestReaderRefuses(t *testing.T) {
 		in   string
 		want error
 	}{
-		{"unknown type", "0a00000000000000", ErrFrame},
+		{"unknown type", "7f00000000000000", ErrFrame},
 		{"type 0", "0000000000000000", ErrFrame},
 		{"flags", "0301000010000000", ErrFrame},
 		{"reserved", "0300010010000000", ErrFrame},

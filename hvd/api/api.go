@@ -70,6 +70,10 @@ type VM struct {
 	Epoch     uint64 `json:"epoch"`
 	Error     string `json:"error,omitempty"` // why it doesn't run or isn't protected, one line
 	Output    string `json:"output"`          // the level of the output rule
+	// Accessed says, while there is a guest, what was done so that the accessed
+	// bits of its page tables can't make copies diverge: a word (steady, untouched
+	// or unknown) and what follows from it, one line.
+	Accessed string `json:"accessed,omitempty"`
 
 	Position uint64  `json:"position"` // counted exits
 	ClockNS  uint64  `json:"clock_ns"` // guest time

@@ -22,7 +22,10 @@
 //
 // The protocol is the 64-bit one of the kernel's Documentation/arch/x86/boot.rst,
 // entered not at the compressed image but at the ELF file inside it, so that
-// neither decompression nor KASLR runs in the guest.
+// neither decompression nor KASLR runs in the guest. So the kernel is where it was
+// linked to, and can be changed there before it runs: package young does that, as
+// a function of the kernel alone. What it changed is in memory, and a state
+// transfer takes it to the other host.
 package boot
 
 import (

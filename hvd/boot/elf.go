@@ -10,6 +10,7 @@ import (
 // to size.
 type segment struct {
 	addr, size uint64
+	virt       uint64 // where the kernel maps it
 	data       []byte
 }
 
@@ -45,7 +46,7 @@ func segments(b []byte) (list []segment, entry uint64, err error) {
 			continue
 		}
 		from, length := le.Uint64(p[8:]), le.Uint64(p[32:])
-		s := segment{addr: le.Uint64(p[24:]), size: le.Uint64(p[40:])}
+		s := segment{addr: le.Uint64(p[24:]), size: le.Uint64(p[40:]), virt: le.Uint64(p[16:])}
 		if from > size || length > size-from || length > s.size || s.size > 1<<40 || s.addr > 1<<40 {
 			return damaged("ELF segment %d", k)
 		}

@@ -28,6 +28,9 @@ type Options struct {
 	Cmdline string   // appended to the default command line, so that it wins
 	Seed    [32]byte // of the guest's random numbers, drawn anew for each boot
 	Quiet   bool     // print only warnings: each character on the console is an exit
+	// Untouched loads the kernel as it is: it goes on looking at accessed bits,
+	// which two executions can read differently (package young).
+	Untouched bool
 }
 
 // Entry is the state in which the virtual CPU starts: 64-bit mode, CS 10h, all
@@ -36,6 +39,7 @@ type Entry struct {
 	RIP, RSI, RSP, CR3 uint64
 	GDTBase            uint64
 	GDTLimit           uint16
+	Accessed           Accessed // what was done about accessed bits
 }
 
 // Cmdline is the kernel's command line: the root file system, what keeps time
@@ -94,6 +98,10 @@ func Load(m *mem.Memory, img *Image, o Options) (*Entry, error) {
 	for _, s := range list {
 		write(s.addr, s.data)
 	}
+	accessed := Accessed{State: Untouched}
+	if !o.Untouched {
+		accessed = steady(list, write)
+	}
 	write(initrdAddr, img.Initrd)
 	write(paramsAddr, params(m, header, initrdAddr, len(img.Initrd), len(cmdline)))
 	write(cmdlineAddr, append([]byte(cmdline), 0))
@@ -106,7 +114,7 @@ func Load(m *mem.Memory, img *Image, o Options) (*Entry, error) {
 	}
 	return &Entry{
 		RIP: entry, RSI: paramsAddr, RSP: stackTop - 16, CR3: tablesAddr,
-		GDTBase: gdtAddr, GDTLimit: uint16(len(gdt()) - 1),
+		GDTBase: gdtAddr, GDTLimit: uint16(len(gdt()) - 1), Accessed: accessed,
 	}, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/zeebo/xxh3"
 
@@ -153,7 +154,9 @@ const resyncHeader = 7*8 + kvm.StateSize
 
 // resync is Capture's other side. What this copy has written since the last
 // harvest must be among what arrives; else the memories differ somewhere, and
-// applying the delta would bury that.
+// applying the delta would bury that. Page tables are let through, for a
+// processor writes accessed bits to them when it likes; the memory window hashes
+// what else is in them.
 func (m *Machine) resync(data []byte) error {
 	if len(data) < resyncHeader {
 		return fmt.Errorf("a resync of %d bytes", len(data))
@@ -186,7 +189,8 @@ func (m *Machine) resync(data []byte) error {
 	if err != nil {
 		return err
 	}
-	if left := mem.PageSet(mine); len(left) > 0 {
+	left := slices.DeleteFunc(mem.PageSet(mine), m.Memory.MayBeTable)
+	if len(left) > 0 {
 		return m.diverged("pages", fmt.Sprintf("%d pages were written here but not there, the first are pages %#x",
 			len(left), left[:min(8, len(left))]))
 	}

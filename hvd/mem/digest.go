@@ -30,6 +30,14 @@ func (m *Memory) HashPage(n int) uint64 {
 	return xxh3.Hash(bare[:])
 }
 
+// MayBeTable says that page n may be one of the guest's page tables, as HashPage
+// sees it, and has an accessed bit set: a processor may have written it without
+// the guest's doing.
+func (m *Memory) MayBeTable(n int) bool {
+	var bare [PageSize]byte
+	return m.withoutAccessed(m.Page(n), &bare)
+}
+
 // withoutAccessed copies page into bare without its accessed bits, and reports
 // false if it is no page table or has none of them set.
 func (m *Memory) withoutAccessed(page []byte, bare *[PageSize]byte) bool {

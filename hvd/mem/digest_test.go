@@ -22,6 +22,11 @@ func TestHashPage(t *testing.T) {
 	for i := range m.Page(text) {
 		m.Page(text)[i] = byte(r.Uint32())
 	}
+	for page, want := range []bool{false, true, false} {
+		if m.MayBeTable(page) != want {
+			t.Errorf("page %d: MayBeTable is %t", page, !want)
+		}
+	}
 	for _, page := range []int{0, table, text} {
 		was := m.HashPage(page)
 		for bit := range PageSize * 8 {

@@ -27,18 +27,21 @@ import (
 // guest is this host's execution of the VM: the machine, its engine and its
 // rim. It replays first or not at all, then is live or not at all.
 type guest struct {
-	m       *machine.Machine
-	made    machine.Config
-	engine  *vm.Engine
-	rim     *rim
-	ctx     context.Context
-	cancel  context.CancelFunc
-	ended   chan struct{} // the engine's present loop has returned
-	looping bool          // a loop was started
-	running bool          // that loop is Live
-	wasLive bool
-	sealed  atomic.Bool
-	seeding context.CancelFunc // stops the transfer under way, or nil
+	m      *machine.Machine
+	made   machine.Config
+	engine *vm.Engine
+	rim    *rim
+	// accessed is what was done about accessed bits when the guest booted, here
+	// or on the host that it came from.
+	accessed boot.Accessed
+	ctx      context.Context
+	cancel   context.CancelFunc
+	ended    chan struct{} // the engine's present loop has returned
+	looping  bool          // a loop was started
+	running  bool          // that loop is Live
+	wasLive  bool
+	sealed   atomic.Bool
+	seeding  context.CancelFunc // stops the transfer under way, or nil
 }
 
 // newGuest makes a machine with that memory, or with empty memory for nil.
@@ -240,7 +243,9 @@ func (p *Process) load(ctx context.Context) (*guest, error) {
 	if _, err := rand.Read(seed[:]); err != nil {
 		return nil, err
 	}
-	entry, err := boot.Load(g.m.Memory, image, boot.Options{Cmdline: p.def.Cmdline, Seed: seed, Quiet: true})
+	entry, err := boot.Load(g.m.Memory, image, boot.Options{
+		Cmdline: p.def.Cmdline, Seed: seed, Quiet: true, Untouched: p.def.Kernel == volume.KernelUntouched,
+	})
 	if err != nil {
 		err = unbootableError{err}
 	} else {
@@ -253,7 +258,8 @@ func (p *Process) load(ctx context.Context) (*guest, error) {
 	}
 	g.engine = vm.New(g.m, g.rim, p.engineConfig())
 	g.rim.engine = g.engine
-	p.say(fmt.Sprintf("boots %s", image.Path))
+	g.accessed = entry.Accessed
+	p.say(fmt.Sprintf("boots %s; accessed bits: %s", image.Path, g.accessed))
 	return g, nil
 }
 

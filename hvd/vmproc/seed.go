@@ -15,6 +15,7 @@ import (
 	"github.com/duet-ft/duet/ftlink/session"
 	"github.com/duet-ft/duet/ftlink/wire"
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/vm"
@@ -35,6 +36,7 @@ import (
 type seedState struct {
 	Base     event.Base        `json:"base"`
 	Snapshot *machine.Snapshot `json:"snapshot"`
+	Accessed boot.Accessed     `json:"accessed"` // for people; the patched kernel is in memory
 }
 
 const (
@@ -46,7 +48,8 @@ const (
 // sender is one state transfer from here, and the log behind it. The log begins
 // while the last of the state is still on its way, so it waits here until then.
 type sender struct {
-	conn *session.Conn
+	conn     *session.Conn
+	accessed boot.Accessed
 
 	mu      sync.Mutex
 	through bool // the state is sent
@@ -72,7 +75,7 @@ func (s *sender) Pages(pages []int, page func(int) []byte) error {
 
 // Snapshot sends the rest and lets the log go; vm.Sink.
 func (s *sender) Snapshot(m *machine.Snapshot, base event.Base) error {
-	b, err := json.Marshal(seedState{base, m})
+	b, err := json.Marshal(seedState{base, m, s.accessed})
 	if err != nil {
 		return err
 	}
@@ -167,7 +170,7 @@ func (p *Process) sendSeed(ctx context.Context, conn *session.Conn, g *guest, se
 	if err := h.wait(ctx); err != nil {
 		return vm.SeedStats{}, err
 	}
-	s := &sender{conn: conn}
+	s := &sender{conn: conn, accessed: g.accessed}
 	return g.engine.Seed(ctx, s, h.known, s.log)
 }
 
@@ -292,6 +295,7 @@ func (p *Process) finishSeed(c *session.Conn, in *incoming) error {
 	}
 	g.engine = vm.New(g.m, g.rim, p.engineConfig())
 	g.rim.engine = g.engine
+	g.accessed = s.Accessed
 	in.whole = true
 	p.later <- func(ctx context.Context) {
 		if in.dropped.Load() || p.guest != nil {

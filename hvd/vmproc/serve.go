@@ -116,6 +116,7 @@ func (p *Process) status() api.VM {
 	if g == nil || g.engine == nil {
 		return s
 	}
+	s.Accessed = g.accessed.String()
 	x := &g.engine.Stats
 	s.Position, s.ClockNS = x.Position.Load(), x.Clock.Load()
 	s.LSN, s.Verified = x.LSN.Load(), x.Verified.Load()

@@ -17,6 +17,10 @@ const (
 	OutputReceived = "received"
 )
 
+// KernelUntouched boots the guest's kernel as it is. Otherwise it is kept from
+// looking at accessed bits, where that is known how to (hvd/boot/young).
+const KernelUntouched = "untouched"
+
 // Definition says what a virtual machine is made of. Its JSON form is what
 // users write and what is on the volume.
 type Definition struct {
@@ -37,6 +41,8 @@ type Definition struct {
 	Disks []DiskDef `json:"disks"`
 	// Output is OutputVerified (also when empty) or OutputReceived.
 	Output string `json:"output"`
+	// Kernel is empty or KernelUntouched.
+	Kernel string `json:"kernel,omitempty"`
 	// Cmdline is appended to the kernel's command line.
 	Cmdline string `json:"cmdline,omitempty"`
 }
@@ -123,6 +129,9 @@ func (d Definition) check() error {
 	}
 	if d.Output != OutputVerified && d.Output != OutputReceived {
 		return bad("output %.40q: expected %q or %q", d.Output, OutputVerified, OutputReceived)
+	}
+	if d.Kernel != "" && d.Kernel != KernelUntouched {
+		return bad("kernel %.40q: expected %q, or nothing", d.Kernel, KernelUntouched)
 	}
 	if len(d.Cmdline) > 2048 || strings.ContainsFunc(d.Cmdline, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return bad("cmdline: expected up to 2048 printable characters")

@@ -6,12 +6,12 @@ import (
 	"testing"
 )
 
-const webJSON = `{"name":"web","memory_mib":512,"disks":[{"name":"root","size_bytes":10485760}],"output":"received","cmdline":"quiet"}`
+const webJSON = `{"name":"web","memory_mib":512,"disks":[{"name":"root","size_bytes":10485760}],"output":"received","kernel":"untouched","cmdline":"quiet"}`
 
 func TestParseDefinition(t *testing.T) {
 	d, err := ParseDefinition([]byte(webJSON))
 	must(t, err)
-	if d.Name != "web" || d.Slot != AutoSlot || d.Output != OutputReceived || d.Cmdline != "quiet" {
+	if d.Name != "web" || d.Slot != AutoSlot || d.Output != OutputReceived || d.Kernel != KernelUntouched || d.Cmdline != "quiet" {
 		t.Errorf("%+v", d)
 	}
 	for in, want := range map[string]string{
@@ -48,6 +48,7 @@ func TestCheckDefinition(t *testing.T) {
 		{"cid 2", func(d *Definition) { d.CID = 2 }},
 		{"output", func(d *Definition) { d.Output = "maybe" }},
 		{"cmdline", func(d *Definition) { d.Cmdline = "a\nb" }},
+		{"kernel \"new\"", func(d *Definition) { d.Kernel = "new" }},
 		{"0 disks", func(d *Definition) { d.Disks = nil }},
 		{"two disks", func(d *Definition) { d.Disks = append(d.Disks, d.Disks[0]) }},
 		{"size_bytes 5", func(d *Definition) { d.Disks = []DiskDef{{"root", 5}} }},
