@@ -112,7 +112,7 @@ func across() (a, b PathConfig) {
 }
 
 // start runs a link until stop is called, or the test ends.
-func start(t *testing.T, cfg Config) (l *Link, stop func()) {
+func start(t testing.TB, cfg Config) (l *Link, stop func()) {
 	t.Helper()
 	l, err := New(cfg)
 	if err != nil {
