@@ -88,7 +88,7 @@ func TestMismatch(t *testing.T) {
 		})
 	}
 	l := Link{cfg: Config{Self: Identity{Name: "alpha"}, Peer: Peer{Name: "beta"}}}
-	if err := l.fits(wire.Hello{Version: 2, Host: "beta"}); !errors.Is(err, ErrMismatch) {
+	if err := l.fits(wire.Hello{Version: wire.Version + 1, Host: "beta"}); !errors.Is(err, ErrMismatch) {
 		t.Errorf("another version: %v", err)
 	}
 }

@@ -213,6 +213,21 @@ func TestTalk(t *testing.T) {
 	stopB()
 }
 
+// TestRoundTrip: the kernel knows how long the way is once something was acknowledged.
+func TestRoundTrip(t *testing.T) {
+	a, b, ha, hb := configs()
+	start(t, a)
+	start(t, b)
+	c := ha.want(t, "up").conn
+	hb.want(t, "up")
+	if d := c.RoundTrip(); d <= 0 || d > time.Second {
+		t.Errorf("a round trip over loopback takes %v", d)
+	}
+	if d := roundTrip(&pipe{}); d != 0 {
+		t.Errorf("what isn't TCP has a round trip of %v", d)
+	}
+}
+
 func TestReconnect(t *testing.T) {
 	a, b, ha, hb := configs()
 	la, _ := start(t, a)

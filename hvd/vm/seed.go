@@ -23,6 +23,7 @@ type SeedStats struct {
 	Rounds int           // live rounds
 	Pages  int           // pages sent, those sent twice counted twice
 	Known  int           // pages that the other side had already
+	Used   int           // pages that weren't all zero when it began
 	Pause  time.Duration // how long the guest stood still at the end
 	Total  time.Duration
 }
@@ -54,6 +55,9 @@ func (e *Engine) Seed(ctx context.Context, sink Sink, known func(page int, conte
 		return stats, err
 	}
 	for p := range pages {
+		if !e.m.Memory.IsZero(p) {
+			stats.Used++
+		}
 		if known != nil && known(p, e.m.Memory.Page(p)) {
 			stats.Known++
 			continue
