@@ -14,7 +14,7 @@ help:
 	@echo 'make nested           the tests in emulated hosts, one after the other'
 	@echo 'make demo [SEED=n] [KEEP=1]   a pair in QEMU whose hosts are killed under load'
 	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n plays one, with a trace'
-	@echo 'make bench            benchmarks: link, codecs and iSCSI here, a guest in an emulated host'
+	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions'
 	@echo 'make image [OUT=FILE] the disk image of a host'
 	@echo 'make kernel           rebuild image/kernel/vmlinuz'
 	@echo 'make fmt              format all sources'
@@ -42,7 +42,7 @@ sim:
 	go test -count=1 -timeout 24h -v ./hvd/sim $(if $(SEED),-run 'TestSeed$$' -sim.seed $(SEED),$(if $(SEEDS),-sim.seeds $(SEEDS)))
 
 bench:
-	go test -run '^$$' -bench . -benchmem ./ftlink/session ./ftlink/wire ./hvd/iscsi
+	go test -run '^$$' -bench . -benchmem ./hvd/event ./ftlink/session ./ftlink/wire ./hvd/iscsi
 	go run ./image/bench
 
 image:

@@ -59,6 +59,10 @@ func newConn(n *batched, t *tls.Conn, r *wire.Reader, peer wire.Hello, remote ne
 // Peer is the peer's hello.
 func (c *Conn) Peer() wire.Hello { return c.peer }
 
+// RoundTrip is the link's round trip without the programs at its ends: the
+// shortest of the last minutes. 0 means that it isn't known.
+func (c *Conn) RoundTrip() time.Duration { return roundTrip(c.net.Conn) }
+
 // Remote is the peer's address.
 func (c *Conn) Remote() netip.AddrPort { return c.remote }
 

@@ -112,7 +112,7 @@ func across() (a, b PathConfig) {
 }
 
 // start runs a link until stop is called, or the test ends.
-func start(t *testing.T, cfg Config) (l *Link, stop func()) {
+func start(t testing.TB, cfg Config) (l *Link, stop func()) {
 	t.Helper()
 	l, err := New(cfg)
 	if err != nil {
@@ -211,6 +211,21 @@ func TestTalk(t *testing.T) {
 		t.Errorf("send after the end: %v", err)
 	}
 	stopB()
+}
+
+// TestRoundTrip: the kernel knows how long the way is once something was acknowledged.
+func TestRoundTrip(t *testing.T) {
+	a, b, ha, hb := configs()
+	start(t, a)
+	start(t, b)
+	c := ha.want(t, "up").conn
+	hb.want(t, "up")
+	if d := c.RoundTrip(); d <= 0 || d > time.Second {
+		t.Errorf("a round trip over loopback takes %v", d)
+	}
+	if d := roundTrip(&pipe{}); d != 0 {
+		t.Errorf("what isn't TCP has a round trip of %v", d)
+	}
 }
 
 func TestReconnect(t *testing.T) {

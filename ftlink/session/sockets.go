@@ -71,6 +71,36 @@ func tune(c net.Conn, stall time.Duration) error {
 // thousands of packets may wait there while memory is on its way.
 const urgent = 6
 
+// roundTrip is the shortest round trip that the kernel has seen on a TCP
+// connection in the last minutes (tcp(7): TCP_INFO): the wire and both kernels,
+// without the programs and without acknowledgements that wait for company. 0
+// means that it isn't known.
+func roundTrip(c net.Conn) time.Duration {
+	tc, ok := c.(*net.TCPConn)
+	if !ok {
+		return 0
+	}
+	raw, err := tc.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	var least uint32
+	err = control(raw, func(fd int) error {
+		info, err := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err == nil {
+			least = info.Min_rtt
+		}
+		return err
+	})
+	if err != nil || least == noRoundTrip {
+		return 0
+	}
+	return time.Duration(least) * time.Microsecond
+}
+
+// noRoundTrip is what Min_rtt holds before the first acknowledgement.
+const noRoundTrip = ^uint32(0)
+
 // any is the address to bind to.
 func (p *path) any() netip.Addr {
 	if p.cfg.Local.IsValid() {

@@ -78,6 +78,7 @@ type VM struct {
 	Position uint64  `json:"position"` // counted exits
 	ClockNS  uint64  `json:"clock_ns"` // guest time
 	LagMS    float64 `json:"lag_ms"`   // of the secondary's execution
+	LinkMS   float64 `json:"link_ms"`  // the direct link's round trip, without hvd at its ends; 0: not known
 	LSN      uint64  `json:"lsn"`      // secondary: received; primary: written
 	Verified uint64  `json:"verified"` // LSN that the secondary has verified
 
@@ -110,6 +111,7 @@ type Counters struct {
 type Seed struct {
 	Pages   int     `json:"pages"`
 	Known   int     `json:"known"` // pages that the other host had already
+	Used    int     `json:"used"`  // pages of the guest that held anything but zeros
 	Bytes   uint64  `json:"bytes"` // on the link
 	Rounds  int     `json:"rounds"`
 	TotalMS float64 `json:"total_ms"`

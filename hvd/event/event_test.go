@@ -144,29 +144,3 @@ func same(a, b Entry) bool {
 	a.Data, b.Data = nil, nil
 	return cmp.Equal(a, b) && bytes.Equal(x, y)
 }
-
-// BenchmarkLog is what the log's codec costs: a tick, a disk's completion of 4
-// KiB, a frame and a mark, encoded and decoded.
-func BenchmarkLog(b *testing.B) {
-	data := make([]byte, 4096)
-	entries := []Entry{
-		{Pos: 2, Kind: Deadline}, {Pos: 3, Kind: DiskDone, ID: 7, Data: data}, {Pos: 5, Kind: Frame, Data: data[:200]}, {Pos: 6, Kind: Mark},
-	}
-	var buf []byte
-	b.ReportAllocs()
-	for b.Loop() {
-		enc, dec := NewEncoder(Base{}), NewDecoder(Base{})
-		buf = buf[:0]
-		for _, e := range entries {
-			buf = enc.Append(buf, e)
-		}
-		for rest := buf; len(rest) > 0; {
-			_, n, err := dec.Next(rest)
-			if err != nil {
-				b.Fatal(err)
-			}
-			rest = rest[n:]
-		}
-	}
-	b.SetBytes(int64(len(buf)))
-}

@@ -124,6 +124,9 @@ func (m *Memory) Bytes() []byte { return m.b }
 // Page returns page n of the mapping; n must be below Pages.
 func (m *Memory) Page(n int) []byte { return m.b[n*PageSize : (n+1)*PageSize] }
 
+// IsZero reports whether page n, which must be below Pages, holds zeros only.
+func (m *Memory) IsZero(n int) bool { return [PageSize]byte(m.Page(n)) == [PageSize]byte{} }
+
 // Regions lists the contiguous pieces, in order of their guest address.
 func (m *Memory) Regions() []Region {
 	r := []Region{{Size: m.low}}

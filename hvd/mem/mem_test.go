@@ -82,3 +82,18 @@ func TestDirtyPagesAreThoseTheVMMWrote(t *testing.T) {
 		t.Errorf("dirty pages %v after they were taken", got)
 	}
 }
+
+func TestIsZero(t *testing.T) {
+	m, err := New(2 * PageSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	if !m.IsZero(1) {
+		t.Error("new memory isn't zero")
+	}
+	m.Page(1)[PageSize-1] = 1
+	if m.IsZero(1) || !m.IsZero(0) {
+		t.Error("the last byte of a page doesn't count, or that of its neighbour does")
+	}
+}

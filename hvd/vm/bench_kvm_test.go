@@ -4,20 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 )
 
 // BenchmarkGuest measures what a guest's work costs its host, alone and
-// recorded, in one run on one guest: CPU time, exits and log for a Redis SET
-// that is synced to the disk, and for a tick of an idle guest. The log's reader
-// acknowledges at once, so the link isn't in it.
+// recorded, in one run on one guest: processor time, exits and log for requests
+// to its Redis, a tick while it idles, and a program that only computes. The
+// log's reader acknowledges at once, so the link isn't in it.
 func BenchmarkGuest(b *testing.B) {
 	sys := duetKVM(b)
 	m := bootDebian(b, sys)
@@ -44,63 +48,180 @@ func BenchmarkGuest(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer conn.Close()
-	client := newRedis(conn)
-	measure := func(b *testing.B) {
-		b.Run("request", func(b *testing.B) {
-			tally(b, e, func() {
-				if got, err := client.do("SET", "bench", fmt.Sprint(b.N)); err != nil || got != "OK" {
-					b.Fatalf("SET: %q, %v", got, err)
+	guest := &benchGuest{ctx: ctx, e: e, redis: newRedis(conn)}
+	b.Run("alone", guest.measure)
+	if err := e.Do(ctx, func(m *machine.Machine) error { return acknowledged(b, e, m) }); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("recorded", guest.measure)
+}
+
+// acknowledged makes e a primary whose log is acknowledged as it is written.
+func acknowledged(b *testing.B, e *Engine, m *machine.Machine) error {
+	if err := m.LogDirty(true); err != nil {
+		return err
+	}
+	err := e.Record(func(lsn uint64, batch []byte) {
+		if err := e.Ack(lsn+uint64(len(batch)), lsn+uint64(len(batch))); err != nil {
+			b.Error(err)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	_, err = e.Gate(lockstep.Acked)
+	return err
+}
+
+// benchGuest is a guest that runs.
+type benchGuest struct {
+	ctx   context.Context
+	e     *Engine
+	redis *redis
+}
+
+// compute is a Lua program that Redis runs: as many rounds of SHA-1 as KEYS
+// says. It makes no exit by itself.
+const compute = "local h = '' for i = 1, tonumber(KEYS[1]) do h = redis.sha1hex(h) end return h"
+
+// computeRounds are some milliseconds.
+const computeRounds = "20000"
+
+// requests are what the benchmark asks the guest's Redis for, by name, and
+// when it writes its log to the disk (appendfsync) meanwhile.
+var requests = []struct {
+	name, fsync string
+	args        []string
+}{
+	{"GET", "no", []string{"GET", "bench"}},
+	{"INCR", "no", []string{"INCR", "counter"}},
+	{"SET-synced", "always", []string{"SET", "bench", "some sixteen bytes"}},
+	{"compute", "no", []string{"EVAL", compute, "1", computeRounds}},
+}
+
+func (g *benchGuest) measure(b *testing.B) {
+	g.ask(b, "SET", "bench", "some sixteen bytes")
+	for _, r := range requests {
+		g.ask(b, "CONFIG", "SET", "appendfsync", r.fsync)
+		request := func() { g.ask(b, r.args...) }
+		request()
+		b.Run(r.name, func(b *testing.B) {
+			g.tally(b, func() int {
+				n := 0
+				for b.Loop() {
+					request()
+					n++
 				}
+				return n
 			})
 		})
-		b.Run("idle-tick", func(b *testing.B) {
-			ticks := time.NewTicker(4 * time.Millisecond)
-			defer ticks.Stop()
-			tally(b, e, func() { <-ticks.C })
-		})
+		fmt.Printf("exits of %s: %s\n", r.name, g.exits(b, 50, request))
 	}
-	b.Run("alone", measure)
-	err = e.Do(ctx, func(m *machine.Machine) error {
-		if err := m.LogDirty(true); err != nil {
-			return err
-		}
-		if err := e.Record(func(lsn uint64, batch []byte) {
-			if err := e.Ack(lsn+uint64(len(batch)), lsn+uint64(len(batch))); err != nil {
-				b.Error(err)
+	b.Run("idle-tick", func(b *testing.B) {
+		g.tally(b, func() int {
+			before := g.e.Stats.Ticks.Load()
+			for b.Loop() {
+				select { // as long as a tick of the guest's
+				case <-g.ctx.Done():
+					b.Fatal(g.ctx.Err())
+				case <-time.After(4 * time.Millisecond):
+				}
 			}
-		}); err != nil {
-			return err
-		}
-		_, err := e.Gate(lockstep.Acked)
-		return err
+			return int(g.e.Stats.Ticks.Load() - before)
+		})
+	})
+}
+
+// ask makes a request that must succeed.
+func (g *benchGuest) ask(b *testing.B, args ...string) {
+	b.Helper()
+	if _, err := g.redis.do(args...); err != nil {
+		b.Fatalf("%s: %v", args[0], err)
+	}
+}
+
+// tally runs f and reports what the host did meanwhile, for each of the n that
+// f returns.
+func (g *benchGuest) tally(b *testing.B, f func() int) {
+	s := &g.e.Stats
+	guest, all := g.threadTime(b), cpuTime(b, unix.RUSAGE_SELF)
+	exits, log, resync := s.Exits.Load(), s.LogBytes.Load(), s.ResyncBytes.Load()
+	n := float64(f())
+	all = cpuTime(b, unix.RUSAGE_SELF) - all
+	resync = s.ResyncBytes.Load() - resync
+	b.ReportMetric(float64((g.threadTime(b)-guest).Nanoseconds())/n, "guest-ns/op")
+	b.ReportMetric(float64(all.Nanoseconds())/n, "cpu-ns/op")
+	b.ReportMetric(float64(s.Exits.Load()-exits)/n, "exits/op")
+	b.ReportMetric(float64(s.LogBytes.Load()-log-resync)/n, "log-B/op")
+	b.ReportMetric(float64(resync)/n, "resync-B/op")
+	b.ReportMetric(0, "ns/op") // time that passes says nothing here
+}
+
+// threadTime is what the thread that runs the guest has used.
+func (g *benchGuest) threadTime(b *testing.B) (d time.Duration) {
+	b.Helper()
+	err := g.e.Do(g.ctx, func(*machine.Machine) error {
+		d = cpuTime(b, unix.RUSAGE_THREAD)
+		return nil
 	})
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Run("recorded", measure)
+	return d
 }
 
-// tally runs f and reports what the host did meanwhile, for each call.
-func tally(b *testing.B, e *Engine, f func()) {
-	cpu, exits, log, resync := cpuTime(b), e.Stats.Exits.Load(), e.Stats.LogBytes.Load(), e.Stats.ResyncBytes.Load()
-	n := 0.0
-	for b.Loop() {
-		f()
-		n++
-	}
-	resync = e.Stats.ResyncBytes.Load() - resync
-	b.ReportMetric(float64((cpuTime(b)-cpu).Microseconds())/n, "cpu-us/op")
-	b.ReportMetric(float64(e.Stats.Exits.Load()-exits)/n, "exits/op")
-	b.ReportMetric(float64(e.Stats.LogBytes.Load()-log-resync)/n, "log-B/op")
-	b.ReportMetric(float64(resync)/n, "resync-B/op")
-}
-
-// cpuTime is what this process has used, its guest included.
-func cpuTime(b *testing.B) time.Duration {
-	b.Helper()
+// cpuTime is what this process, or the calling thread, has used, its guest
+// included.
+func cpuTime(b *testing.B, who int) time.Duration {
 	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
-		b.Fatal(err)
+	if err := unix.Getrusage(who, &u); err != nil {
+		b.Error(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// exits says what exits the guest makes for one request, by kind and place, the
+// most frequent first.
+func (g *benchGuest) exits(b *testing.B, n int, request func()) string {
+	b.Helper()
+	seen := map[string]int{}
+	trace := func(f func(machine.Step)) {
+		err := g.e.Do(g.ctx, func(m *machine.Machine) error {
+			m.Trace = f
+			return nil
+		})
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	trace(func(s machine.Step) { seen[place(s)]++ })
+	for range n {
+		request()
+	}
+	trace(nil)
+	names := slices.SortedFunc(maps.Keys(seen), func(x, y string) int { return seen[y] - seen[x] })
+	var parts []string
+	for _, name := range names {
+		parts = append(parts, fmt.Sprintf("%s %.2f", name, float64(seen[name])/float64(n)))
+	}
+	return strings.Join(parts, ", ")
+}
+
+// place names an exit.
+func place(s machine.Step) string {
+	switch s.Reason {
+	case kvm.ExitHLT:
+		return "halt"
+	case kvm.ExitIRQWindowOpen:
+		return "interrupt window"
+	case kvm.ExitTSC:
+		return "time-stamp"
+	case kvm.ExitTrap:
+		return "trap"
+	case kvm.ExitIO:
+		return fmt.Sprintf("port %#x", s.Addr)
+	case kvm.ExitMMIO:
+		return fmt.Sprintf("memory %#x", s.Addr)
+	}
+	return fmt.Sprintf("reason %d at %#x", s.Reason, s.Addr)
 }

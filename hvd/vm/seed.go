@@ -23,6 +23,7 @@ type SeedStats struct {
 	Rounds int           // live rounds
 	Pages  int           // pages sent, those sent twice counted twice
 	Known  int           // pages that the other side had already
+	Used   int           // pages that weren't all zero when it began
 	Pause  time.Duration // how long the guest stood still at the end
 	Total  time.Duration
 }
@@ -48,8 +49,6 @@ func (e *Engine) Seed(ctx context.Context, sink Sink, known func(page int, conte
 	send func(lsn uint64, batch []byte),
 ) (stats SeedStats, err error) {
 	begun := time.Now()
-	pages := e.m.Memory.Pages()
-	set := make([]uint64, (pages+63)/64)
 	err = e.Do(ctx, func(m *machine.Machine) error {
 		if err := e.endTape("the VM's protection began, which takes a log of its own; record again once it is protected"); err != nil {
 			return err
@@ -65,13 +64,7 @@ func (e *Engine) Seed(ctx context.Context, sink Sink, known func(page int, conte
 			e.seedEnded()
 		}
 	}()
-	for p := range pages {
-		if known != nil && known(p, e.m.Memory.Page(p)) {
-			stats.Known++
-			continue
-		}
-		set[p/64] |= 1 << (p % 64)
-	}
+	set := firstRound(e.m.Memory, known, &stats)
 	for left := count(set); stats.Rounds < maxRounds && left > fewPages; stats.Rounds++ {
 		if err := sendPages(ctx, sink, mem.PageSet(set), e.m.Memory.Page, &stats); err != nil {
 			return stats, err
@@ -122,6 +115,22 @@ func (e *Engine) Seed(ctx context.Context, sink Sink, known func(page int, conte
 	}
 	stats.Total = time.Since(begun)
 	return stats, nil
+}
+
+// firstRound is the set of pages that the other side hasn't.
+func firstRound(m *mem.Memory, known func(page int, content []byte) bool, stats *SeedStats) []uint64 {
+	set := make([]uint64, (m.Pages()+63)/64)
+	for p := range m.Pages() {
+		if !m.IsZero(p) {
+			stats.Used++
+		}
+		if known != nil && known(p, m.Page(p)) {
+			stats.Known++
+			continue
+		}
+		set[p/64] |= 1 << (p % 64)
+	}
+	return set
 }
 
 func sendPages(ctx context.Context, sink Sink, pages []int, page func(int) []byte, stats *SeedStats) error {

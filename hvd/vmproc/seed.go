@@ -142,7 +142,7 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 			return
 		}
 		done := &api.Seed{
-			Pages: stats.Pages, Known: stats.Known, Rounds: stats.Rounds, Bytes: p.link.Stats().BytesOut - before,
+			Pages: stats.Pages, Known: stats.Known, Used: stats.Used, Rounds: stats.Rounds, Bytes: p.link.Stats().BytesOut - before,
 			TotalMS: ms(stats.Total), PauseMS: ms(stats.Pause),
 		}
 		p.mu.Lock()

@@ -112,6 +112,9 @@ func (p *Process) status() api.VM {
 	if s.Output == "" {
 		s.Output = volume.OutputVerified
 	}
+	if p.conn != nil {
+		s.LinkMS = ms(p.conn.RoundTrip())
+	}
 	g := p.guest
 	if g == nil || g.engine == nil {
 		return s

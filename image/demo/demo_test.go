@@ -88,7 +88,7 @@ func TestResultLine(t *testing.T) {
 	}
 	for _, field := range []string{
 		"failovers", "connections", "resets", "acknowledged", "lost", "outage_ms", "detection_ms", "output_delay_ms",
-		"seed_ms", "pause_ms", "log_bytes_per_tick_idle", "log_bytes_per_request", "exits_per_tick", "resyncs", "divergences",
+		"link_ms", "output_delay_round_trips", "seed_ms", "seed_per_used", "pause_ms", "log_bytes_per_tick_idle", "log_bytes_per_request", "exits_per_tick", "resyncs", "divergences",
 	} {
 		if _, ok := got[field]; !ok {
 			t.Errorf("no field %q", field)
@@ -152,6 +152,24 @@ func TestRates(t *testing.T) {
 		if _, err := between(before, after, time.Second); err == nil {
 			t.Errorf("%s: no error", name)
 		}
+	}
+}
+
+func TestMultiples(t *testing.T) {
+	if got := (Delay{3, 8}).roundTrips(2); got != (Delay{1.5, 4}) {
+		t.Errorf("in round trips: %v", got)
+	}
+	if got := (Delay{3, 8}).roundTrips(0); got != (Delay{}) {
+		t.Errorf("without a round trip: %v", got)
+	}
+	if got := delay(Delay{3, 8}, Delay{1.5, 4}); got != "median 3.0 ms (1.5 round trips), p99 8.0 ms (4.0)" {
+		t.Errorf("got %q", got)
+	}
+	if got := perUsed(api.Seed{Bytes: 6144, Used: 1}); got != 1.5 {
+		t.Errorf("%v times the memory", got)
+	}
+	if got := perUsed(api.Seed{Bytes: 6144}); got != 0 {
+		t.Errorf("%v times no memory", got)
 	}
 }
 

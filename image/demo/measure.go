@@ -53,6 +53,25 @@ func between(before, after api.VM, d time.Duration) (rates, error) {
 	}, nil
 }
 
+// roundTrips are a delay as multiples of the link's round trip in ms; 0 if that isn't known.
+func (d Delay) roundTrips(ms float64) Delay {
+	if ms == 0 {
+		return Delay{}
+	}
+	return Delay{d.Median / ms, d.P99 / ms}
+}
+
+// perUsed is what a state transfer sent, as a multiple of the guest's memory that held anything.
+func perUsed(seed api.Seed) float64 {
+	if seed.Used == 0 {
+		return 0
+	}
+	return float64(seed.Bytes) / float64(seed.Used*pageSize)
+}
+
+// pageSize is a guest's, in bytes.
+const pageSize = 4096
+
 func (r rates) logPerTick() float64     { return r.log / r.ticks }
 func (r rates) resyncPerTick() float64  { return r.resync / r.ticks }
 func (r rates) exitsPerTick() float64   { return r.exits / r.ticks }

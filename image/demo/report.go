@@ -45,9 +45,17 @@ type Result struct {
 		Received Delay `json:"received"`
 	} `json:"output_delay_ms"`
 
-	SeedMS    []float64 `json:"seed_ms"`
-	SeedBytes []uint64  `json:"seed_bytes"`
-	PauseMS   []float64 `json:"pause_ms"`
+	// The direct link's round trip without the programs at its ends, and the same delays as multiples of it.
+	LinkMS                float64 `json:"link_ms"`
+	OutputDelayRoundTrips struct {
+		Verified Delay `json:"verified"`
+		Received Delay `json:"received"`
+	} `json:"output_delay_round_trips"`
+
+	SeedMS      []float64 `json:"seed_ms"`
+	SeedBytes   []uint64  `json:"seed_bytes"`
+	SeedPerUsed []float64 `json:"seed_per_used"` // SeedBytes as multiples of the guest's pages that aren't zero
+	PauseMS     []float64 `json:"pause_ms"`
 
 	LogBytesPerTickIdle    float64 `json:"log_bytes_per_tick_idle"`
 	ResyncBytesPerTickIdle float64 `json:"resync_bytes_per_tick_idle"` // of them, what resyncs took
@@ -71,7 +79,7 @@ func newResult(seed uint64) Result {
 	none := []float64{}
 	return Result{
 		Seed: seed, Fsck: notChecked, OutageMS: none, DetectionMS: none, ClaimMS: none, LiveMS: none,
-		SeedMS: none, SeedBytes: []uint64{}, PauseMS: none,
+		SeedMS: none, SeedBytes: []uint64{}, SeedPerUsed: none, PauseMS: none,
 	}
 }
 
@@ -111,8 +119,10 @@ func (r Result) table() string {
 	row("  until the arbiter's word", "%s", milliseconds(r.ClaimMS))
 	row("  until live", "%s", milliseconds(r.LiveMS))
 	row("seeding", "%s, the guest stood still for %s", milliseconds(r.SeedMS), milliseconds(r.PauseMS))
-	row("output delay, verified", "median %.1f ms, p99 %.1f ms", r.OutputDelayMS.Verified.Median, r.OutputDelayMS.Verified.P99)
-	row("output delay, received", "median %.1f ms, p99 %.1f ms", r.OutputDelayMS.Received.Median, r.OutputDelayMS.Received.P99)
+	row("  bytes per used memory", "%s", list(r.SeedPerUsed, "%.2f"))
+	row("round trip of the link", "%.2f ms", r.LinkMS)
+	row("output delay, verified", "%s", delay(r.OutputDelayMS.Verified, r.OutputDelayRoundTrips.Verified))
+	row("output delay, received", "%s", delay(r.OutputDelayMS.Received, r.OutputDelayRoundTrips.Received))
 	row("a request", "median %.1f ms, p99 %.1f ms, %.0f a second", r.RequestMS.Median, r.RequestMS.P99, r.RequestsPerSecond)
 	row("log", "idle %.1f bytes a tick (%.1f of them resyncs; %.0f a second), %.0f bytes a request (%.0f a second under load)",
 		r.LogBytesPerTickIdle, r.ResyncBytesPerTickIdle, r.LogBytesPerSecondIdle, r.LogBytesPerRequest, r.LogBytesPerSecond)
@@ -125,13 +135,24 @@ func (r Result) table() string {
 }
 
 // milliseconds lists figures: "12 ms, 7 ms".
-func milliseconds(list []float64) string {
-	if len(list) == 0 {
+func milliseconds(figures []float64) string { return list(figures, "%.0f ms") }
+
+// list lists figures in a format.
+func list(figures []float64, format string) string {
+	if len(figures) == 0 {
 		return "-"
 	}
-	parts := make([]string, len(list))
-	for i, v := range list {
-		parts[i] = fmt.Sprintf("%.0f ms", v)
+	parts := make([]string, len(figures))
+	for i, v := range figures {
+		parts[i] = fmt.Sprintf(format, v)
 	}
 	return strings.Join(parts, ", ")
+}
+
+// delay shows a delay, in ms and in round trips of the link, which may be unknown.
+func delay(ms, trips Delay) string {
+	if trips == (Delay{}) {
+		return fmt.Sprintf("median %.1f ms, p99 %.1f ms", ms.Median, ms.P99)
+	}
+	return fmt.Sprintf("median %.1f ms (%.1f round trips), p99 %.1f ms (%.1f)", ms.Median, trips.Median, ms.P99, trips.P99)
 }

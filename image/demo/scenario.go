@@ -112,9 +112,10 @@ func (s *scenario) protected(ctx context.Context) error {
 	if seed := vm.Seed; seed != nil {
 		s.result.SeedMS = append(s.result.SeedMS, seed.TotalMS)
 		s.result.SeedBytes = append(s.result.SeedBytes, seed.Bytes)
+		s.result.SeedPerUsed = append(s.result.SeedPerUsed, perUsed(*seed))
 		s.result.PauseMS = append(s.result.PauseMS, seed.PauseMS)
-		s.out.say("seeded: %d pages in %d rounds, %.1f MB in %.1f s; the guest stood still for %.0f ms",
-			seed.Pages, seed.Rounds, float64(seed.Bytes)/1e6, seed.TotalMS/1e3, seed.PauseMS)
+		s.out.say("seeded: %d pages in %d rounds, %.1f MB (%.2f times the guest's used memory) in %.1f s; the guest stood still for %.0f ms",
+			seed.Pages, seed.Rounds, float64(seed.Bytes)/1e6, perUsed(*seed), seed.TotalMS/1e3, seed.PauseMS)
 	}
 	s.out.say("PROTECTED: primary %s, secondary %s in lockstep (epoch %d, output rule %q), lag %.1f ms",
 		s.primary, s.pair.Peer(s.primary), vm.Epoch, vm.Output, vm.LagMS)
@@ -165,7 +166,8 @@ func (s *scenario) measureVerified(ctx context.Context) error {
 	r.LogBytesPerRequest, r.ExitsPerRequest = busy.perRequest(s.idle, w.Requests)
 	r.LogBytesPerSecond, r.RequestsPerSecond, r.LagMS = busy.logPerSecond(), w.Rate(), vm.LagMS
 	r.RequestMS = Delay{ms(w.Median), ms(w.P99)}
-	r.OutputDelayMS.Verified = Delay{vm.Counters.DelayMedianMS, vm.Counters.DelayP99MS}
+	r.LinkMS = vm.LinkMS
+	r.OutputDelayMS.Verified, r.OutputDelayRoundTrips.Verified = delays(vm)
 	s.out.say("under load: %.0f requests a second (median %.1f ms, p99 %.1f ms), %.0f bytes of log and %.1f exits a request, %.0f bytes of log a second",
 		w.Rate(), ms(w.Median), ms(w.P99), r.LogBytesPerRequest, r.ExitsPerRequest, r.LogBytesPerSecond)
 	s.sayDelay(vm)
@@ -182,14 +184,20 @@ func (s *scenario) measureReceived(ctx context.Context) error {
 	if vm.Output != volume.OutputReceived {
 		return fmt.Errorf("the guest's output rule on host %s is %q and should be %q by now", s.primary, vm.Output, volume.OutputReceived)
 	}
-	s.result.OutputDelayMS.Received = Delay{vm.Counters.DelayMedianMS, vm.Counters.DelayP99MS}
+	s.result.OutputDelayMS.Received, s.result.OutputDelayRoundTrips.Received = delays(vm)
 	s.sayDelay(vm)
 	return nil
 }
 
+// delays are how long effects waited, in ms and in round trips of the link.
+func delays(vm api.VM) (inMS, inTrips Delay) {
+	inMS = Delay{vm.Counters.DelayMedianMS, vm.Counters.DelayP99MS}
+	return inMS, inMS.roundTrips(vm.LinkMS)
+}
+
 func (s *scenario) sayDelay(vm api.VM) {
-	s.out.say("output rule %q: effects waited %.1f ms (median), %.1f ms (p99); the secondary's lag is %.1f ms",
-		vm.Output, vm.Counters.DelayMedianMS, vm.Counters.DelayP99MS, vm.LagMS)
+	s.out.say("output rule %q: effects waited: %s; the link's round trip is %.2f ms, the secondary's lag %.1f ms",
+		vm.Output, delay(delays(vm)), vm.LinkMS, vm.LagMS)
 }
 
 // measure looks at the primary's counters before and after d. A secondary that was dropped meanwhile comes back by

@@ -5,11 +5,8 @@
 //
 // # Place
 //
-// Tests of image/boottest use it. It imports nothing of ours but knows where
-// the kernel lies.
-//
-// QEMU's three SVM bugs are worked around as the kernel's second patch and the
-// arguments here do: one core a machine, no high-resolution timers.
+// Tests of image/boottest and image/kernel use it, and image/bench. The machine
+// is one of image/lab/qemu, with its work-arounds and its watchdog.
 package nested
 
 import (
@@ -22,9 +19,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strconv"
 	"strings"
-	"time"
+
+	"github.com/duet-ft/duet/image/lab/qemu"
+	"github.com/duet-ft/duet/image/lab/transcript"
 )
 
 // Config says what to run.
@@ -41,6 +39,8 @@ type Config struct {
 	MemoryMiB int
 	Core      int // the core that QEMU is pinned to
 	Log       io.Writer
+	// CountInstructions makes the host's time count them; see qemu.Config.
+	CountInstructions bool
 }
 
 var exitLine = regexp.MustCompile(`NESTED EXIT (\d+)`)
@@ -52,13 +52,38 @@ func Run(ctx context.Context, dir string, cfg Config) error {
 	if err := buildInitrd(ctx, dir, initrd, cfg); err != nil {
 		return err
 	}
-	cmdline := "console=ttyS0 quiet panic=-1 highres=off nohz=off mitigations=off random.trust_cpu=on " +
-		"duet.args=" + strings.Join(cfg.Args, ",")
-	args := []string{
-		"-c", strconv.Itoa(cfg.Core), "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max",
-		"-m", strconv.Itoa(cfg.MemoryMiB), "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
-		"-kernel", cfg.Kernel, "-initrd", initrd, "-append", cmdline,
+	sockets, err := os.MkdirTemp("", "duet-nested-") // a socket's path must be short
+	if err != nil {
+		return err
 	}
+	defer os.RemoveAll(sockets)
+	printed := &lineWriter{to: cfg.Log}
+	m, err := qemu.Start(qemu.Config{
+		Name: "the test's host", Dir: dir, Sockets: sockets, MemoryMiB: cfg.MemoryMiB, Core: cfg.Core,
+		Kernel: cfg.Kernel, Initrd: initrd, Cmdline: cmdline + " duet.args=" + strings.Join(cfg.Args, ","),
+		Extra: arguments(cfg), Console: printed, CountInstructions: cfg.CountInstructions,
+		Report: func(line string) { printed.note(line) },
+	})
+	if err != nil {
+		return fmt.Errorf("start QEMU: %w", err)
+	}
+	select {
+	case <-m.Done():
+	case <-ctx.Done():
+		if err := m.Kill(); err != nil {
+			return err
+		}
+	}
+	return verdict(ctx, m.Console(), m.Err())
+}
+
+// cmdline is the host kernel's, but for what qemu adds.
+const cmdline = "console=ttyS0 quiet panic=-1 mitigations=off random.trust_cpu=on"
+
+// arguments are QEMU's for disks and ports, and to end when the host's kernel
+// does.
+func arguments(cfg Config) []string {
+	args := []string{"-no-reboot"}
 	for i, d := range append(cfg.Disks[:len(cfg.Disks):len(cfg.Disks)], cfg.Kept...) {
 		snapshot := "on"
 		if i >= len(cfg.Disks) {
@@ -67,44 +92,28 @@ func Run(ctx context.Context, dir string, cfg Config) error {
 		args = append(args, "-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=d%d,snapshot=%s", d, i, snapshot),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=d%d", i))
 	}
-	if len(cfg.Forward) > 0 {
-		user := "user,id=n0"
-		for from, to := range cfg.Forward {
-			user += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", from, to)
-		}
-		args = append(args, "-netdev", user, "-device", "virtio-net-pci,netdev=n0,romfile=")
+	if len(cfg.Forward) == 0 {
+		return args
 	}
-	cmd := exec.CommandContext(ctx, "taskset", args...)
-	cmd.Cancel = func() error { return cmd.Process.Kill() }
-	cmd.WaitDelay = 5 * time.Second
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return err
+	user := "user,id=n0"
+	for from, to := range cfg.Forward {
+		user += fmt.Sprintf(",hostfwd=tcp:127.0.0.1:%d-:%d", from, to)
 	}
-	cmd.Stderr = cfg.Log
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start QEMU: %w", err)
-	}
-	status := -1
-	lines := bufio.NewScanner(out)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		line := strings.TrimRight(lines.Text(), "\r")
-		fmt.Fprintln(cfg.Log, line)
-		if m := exitLine.FindStringSubmatch(line); m != nil {
-			status, _ = strconv.Atoi(m[1])
-		}
-	}
-	err = cmd.Wait()
+	return append(args, "-netdev", user, "-device", "virtio-net-pci,netdev=n0,romfile=")
+}
+
+// verdict is what the host's last line says.
+func verdict(ctx context.Context, console *transcript.Log, ended error) error {
+	m := exitLine.FindStringSubmatch(console.Find(exitLine))
 	switch {
-	case status == 0:
+	case m != nil && m[1] == "0":
 		return nil
-	case status > 0:
-		return fmt.Errorf("the test in the host failed with status %d", status)
+	case m != nil:
+		return fmt.Errorf("the test in the host failed with status %s", m[1])
 	case ctx.Err() != nil:
-		return fmt.Errorf("the host didn't end in time: %w", ctx.Err())
+		return fmt.Errorf("the host didn't end in time: %w", context.Cause(ctx))
 	}
-	return errors.Join(errors.New("the host ended without a result"), err)
+	return errors.Join(errors.New("the host ended without a result"), ended)
 }
 
 func buildInitrd(ctx context.Context, dir, path string, cfg Config) error {

@@ -1,7 +1,8 @@
 // Package qemu runs one emulated server: QEMU without acceleration by the CPU (TCG), which gives the host on it a
 // /dev/kvm by nested SVM. Start, console, QMP, kill; no root.
 //
-// Used by image/lab and by tests that need one machine only. Imports image/lab/transcript.
+// Used by image/lab for hosts with the image, and by image/nested for those that run one test. Imports
+// image/lab/transcript.
 //
 // Work-arounds that are always on, because QEMU's SVM loses interrupts when its threads race (seen with 7.2 and 10.0):
 // each QEMU is pinned to one core, and the host's kernel is told highres=off nohz=off, so that its periodic timer
@@ -69,6 +70,12 @@ type Config struct {
 	Progress func() uint64
 	// Report gets the watchdog's line; nil means it goes to standard error.
 	Report func(line string)
+	// Console gets what the machine prints as it prints it, beside console.log; nil means nobody does.
+	Console io.Writer
+	// CountInstructions makes the machine's clock count them: one a nanosecond, idle time skipped. A processor time
+	// that its kernel measures is then an exact number of instructions, the same on every computer. It runs at about
+	// half the speed, and loops that wait by PAUSE take long.
+	CountInstructions bool
 }
 
 // NIC is a network interface: virtio-net on a stream socket (package ether).
@@ -142,7 +149,11 @@ func (m *Machine) own(out io.Reader, started chan<- error) {
 		return
 	}
 	started <- nil
-	_, _ = io.Copy(io.MultiWriter(m.console, m.log), out) // ends with QEMU, which the next line asks for
+	to := []io.Writer{m.console, m.log}
+	if m.cfg.Console != nil {
+		to = append(to, m.cfg.Console)
+	}
+	_, _ = io.Copy(io.MultiWriter(to...), out) // ends with QEMU, which the next line asks for
 	m.console.End()
 	m.exit = m.cmd.Wait()
 	if text := strings.TrimSpace(stderr.String()); text != "" {
@@ -186,6 +197,9 @@ func arguments(cfg Config, qmpPath string) ([]string, error) {
 		"-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console",
 		"-qmp", "unix:" + qmpPath + ",server=on,wait=off",
 		"-device", "virtio-rng-pci",
+	}
+	if cfg.CountInstructions {
+		args = append(args, "-icount", "shift=0,sleep=off")
 	}
 	if cfg.Kernel != "" {
 		args = append(args, "-kernel", cfg.Kernel, "-append", strings.TrimSpace(cfg.Cmdline+" "+kernelQuirks))

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+)
+
+// figures are a benchmark's, by unit.
+type figures map[string]float64
+
+// result is a line that a benchmark printed.
+type result struct {
+	name string // without "Benchmark"
+	figures
+}
+
+// parse finds the lines of benchmarks in what a test binary prints (the format
+// is Go's design document 14313): name, iterations, then pairs of value and
+// unit.
+func parse(r io.Reader) []result {
+	var list []result
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 4 || len(fields)%2 != 0 {
+			continue
+		}
+		name, ok := strings.CutPrefix(fields[0], "Benchmark")
+		if _, err := strconv.Atoi(fields[1]); !ok || err != nil {
+			continue
+		}
+		of := figures{}
+		for i := 2; i < len(fields); i += 2 {
+			if v, err := strconv.ParseFloat(fields[i], 64); err == nil {
+				of[fields[i+1]] = v
+			}
+		}
+		list = append(list, result{name, of})
+	}
+	return list
+}
+
+// row is what was measured twice: with the guest alone, and recorded.
+type row struct {
+	name            string
+	alone, recorded figures
+}
+
+// The parts of hvd/vm's benchmark.
+const (
+	alone    = "Guest/alone/"
+	recorded = "Guest/recorded/"
+)
+
+// compare joins what was measured twice, in the order of the second time.
+func compare(list []result) []row {
+	first := map[string]figures{}
+	var rows []row
+	for _, r := range list {
+		if name, ok := strings.CutPrefix(r.name, alone); ok {
+			first[name] = r.figures
+		} else if name, ok := strings.CutPrefix(r.name, recorded); ok && first[name] != nil {
+			rows = append(rows, row{name, first[name], r.figures})
+		}
+	}
+	return rows
+}
+
+// table shows the rows; unit is what is counted as ns.
+func table(rows []row, unit string) string {
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(w, "\nrecorded against alone (%s)\n", unit)
+	fmt.Fprintln(w, "\talone\trecorded\tratio\tthe guest's thread: alone\trecorded\tratio\texits\tlog bytes\tresync bytes\t")
+	for _, r := range rows {
+		fmt.Fprintf(w, "%s\t", r.name)
+		for _, unit := range []string{"cpu-ns/op", "guest-ns/op"} {
+			a, b := r.alone[unit], r.recorded[unit]
+			fmt.Fprintf(w, "%.0f\t%.0f\t%s\t", a, b, ratio(b, a))
+		}
+		fmt.Fprintf(w, "%.2f\t%.1f\t%.0f\t\n", r.recorded["exits/op"], r.recorded["log-B/op"], r.recorded["resync-B/op"])
+	}
+	_ = w.Flush() // to memory
+	return b.String()
+}
+
+// ratio is a/b for people.
+func ratio(a, b float64) string {
+	if b == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", a/b)
+}

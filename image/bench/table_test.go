@@ -1,0 +1,43 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const printed = `goos: linux
+exits of GET: halt 1.00, memory 0xfee000b0 1.00
+BenchmarkGuest/alone/GET         	     100	    200000 cpu-ns/op	         4.000 exits/op	    100000 guest-ns/op	         0 log-B/op	         0 resync-B/op
+BenchmarkGuest/alone/gone        	     100	    200000 cpu-ns/op
+BenchmarkGuest/recorded/GET      	     100	    250000 cpu-ns/op	         4.250 exits/op	    110000 guest-ns/op	        90.50 log-B/op	         0 resync-B/op
+BenchmarkGuest/recorded/new      	     100	    250000 cpu-ns/op
+BenchmarkExit/kvm                	    1000	      9000 ns/op
+Benchmark nonsense
+PASS
+`
+
+func TestCompare(t *testing.T) {
+	list := parse(strings.NewReader(printed))
+	if len(list) != 5 || list[4].name != "Exit/kvm" || list[4].figures["ns/op"] != 9000 {
+		t.Errorf("parsed %+v", list)
+	}
+	rows := compare(list)
+	if len(rows) != 1 || rows[0].name != "GET" {
+		t.Fatalf("rows %+v", rows)
+	}
+	var fields []string
+	for line := range strings.Lines(table(rows, "instructions")) {
+		if strings.Contains(line, "GET") {
+			fields = strings.Fields(line)
+		}
+	}
+	want := []string{"GET", "200000", "250000", "1.25", "100000", "110000", "1.10", "4.25", "90.5", "0"}
+	if d := cmp.Diff(want, fields); d != "" {
+		t.Error(d)
+	}
+	if got := ratio(1, 0); got != "-" {
+		t.Errorf("a ratio to nothing is %q", got)
+	}
+}
