@@ -155,7 +155,7 @@ func (r *replica) log(lsn uint64, batch []byte) {
 
 // protect seeds a replica on memory, what is left of the last one, and starts
 // it.
-func protect(t *testing.T, sys *kvm.System, e *Engine, memory *mem.Memory) (*replica, SeedStats) {
+func protect(ctx context.Context, t *testing.T, sys *kvm.System, e *Engine, memory *mem.Memory) (*replica, SeedStats) {
 	t.Helper()
 	r := &replica{m: exerciseMachine(t, sys, memory), err: make(chan error, 1)}
 	if err := r.m.Track(); err != nil {
@@ -167,7 +167,7 @@ func protect(t *testing.T, sys *kvm.System, e *Engine, memory *mem.Memory) (*rep
 			return transfer.SumOf(r.m.Memory.Page(p), 5) == transfer.SumOf(content, 5)
 		}
 	}
-	stats, err := e.Seed(t.Context(), r, known, r.log)
+	stats, err := e.Seed(ctx, r, known, r.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,13 +189,13 @@ func protect(t *testing.T, sys *kvm.System, e *Engine, memory *mem.Memory) (*rep
 	}
 	r.mu.Unlock()
 	go func() {
-		r.err <- r.e.Replay(t.Context(), r.base, func(received, verified uint64) {
+		r.err <- r.e.Replay(ctx, r.base, func(received, verified uint64) {
 			if err := e.Ack(received, verified); err != nil {
 				t.Error(err)
 			}
 		})
 	}()
-	if err := e.Do(t.Context(), func(*machine.Machine) error {
+	if err := e.Do(ctx, func(*machine.Machine) error {
 		_, err := e.Gate(lockstep.Acked)
 		return err
 	}); err != nil {
@@ -285,9 +285,9 @@ func (r *replica) flip(t *testing.T, kind string, rnd *rand.Rand) string {
 }
 
 // same stops both copies at one position and compares all of their state.
-func same(t *testing.T, e *Engine, r *replica) error {
+func same(ctx context.Context, t *testing.T, e *Engine, r *replica) error {
 	t.Helper()
-	return e.Do(t.Context(), func(m *machine.Machine) error {
+	return e.Do(ctx, func(m *machine.Machine) error {
 		if err := e.flush(true); err != nil {
 			return err
 		}
@@ -329,7 +329,10 @@ func TestFlips(t *testing.T) {
 	e := New(m, rim, tcgConfig())
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- e.Live(ctx) }()
+	go func() {
+		ended <- e.Live(ctx)
+		cancel() // else the test would wait for it
+	}()
 	defer func() {
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {
@@ -348,7 +351,7 @@ func TestFlips(t *testing.T) {
 	var sent, pages int
 	for n := range *flips {
 		kind := kinds[n%len(kinds)]
-		r, seed := protect(t, sys, e, memory)
+		r, seed := protect(ctx, t, sys, e, memory)
 		if memory != nil {
 			sent, pages = sent+seed.Pages, pages+m.Memory.Pages()
 		}
@@ -363,7 +366,7 @@ func TestFlips(t *testing.T) {
 		if err != nil {
 			found[kind]++
 			t.Logf("flip %d, %s: found after %v: %v", n, what, took, err)
-		} else if err := same(t, e, r); err != nil {
+		} else if err := same(ctx, t, e, r); err != nil {
 			t.Fatalf("flip %d, %s: not found, and not dead: %v", n, what, err)
 		} else {
 			dead[kind]++
