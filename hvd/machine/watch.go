@@ -79,7 +79,7 @@ func (m *Machine) Peek() (*Snapshot, error) {
 		return nil, ErrNotHere
 	}
 	if m.logged {
-		s.Logged = &Logged{m.harvest, m.window.from, m.window.pages, m.window.hash}
+		s.Logged = &Logged{m.harvest, m.window.At, m.window.from, m.window.pages, m.window.hash}
 	}
 	return s, nil
 }
@@ -88,7 +88,8 @@ func (m *Machine) Peek() (*Snapshot, error) {
 // in the middle.
 type Logged struct {
 	Harvest uint64 `json:"harvest"` // deadlines since the last harvest
-	// Of the memory window, since the last digest.
+	// Of the memory window, since the last digest; At as in Sweep.
+	At    uint64 `json:"at"`
 	From  int    `json:"from"`
 	Pages int    `json:"pages"`
 	Hash  uint64 `json:"hash"`
@@ -108,7 +109,7 @@ func (m *Machine) Follow(s *Snapshot) error {
 func (m *Machine) resume(l *Logged) {
 	if l != nil {
 		m.harvest = l.Harvest
-		m.window.from, m.window.pages, m.window.hash = l.From, l.Pages, l.Hash
+		m.window.At, m.window.from, m.window.pages, m.window.hash = l.At, l.From, l.Pages, l.Hash
 	}
 }
 

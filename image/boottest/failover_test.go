@@ -129,7 +129,7 @@ func startPair(t *testing.T) *trial {
 // pullInLockstep cuts the direct link of a protected pair. The hosts still hear each other over the management network
 // and both reach the volume, so one copy goes on alone and the other gives up.
 func (p *trial) pullInLockstep(t *testing.T) {
-	p.protected(t)
+	primary := p.protected(t)
 	p.pair.Cable.Cut(true)
 	var live string
 	p.until(t, "exactly one copy to go on alone", func() (ok bool, detail string) {
@@ -144,6 +144,18 @@ func (p *trial) pullInLockstep(t *testing.T) {
 	p.pair.Cable.Cut(false)
 	p.protected(t)
 	p.intact(t)
+	vm, err := p.pair.VM(t.Context(), live)
+	switch {
+	case err != nil:
+		t.Error(err)
+	case vm.Seed == nil:
+		t.Errorf("host %s tells of no state transfer", live)
+	case live == primary && vm.Seed.Known < vm.Seed.Pages:
+		// A copy that was never live leaves its memory behind.
+		t.Errorf("the copy that was lost got %d pages, and had only %d", vm.Seed.Pages, vm.Seed.Known)
+	default:
+		t.Logf("the state transfer sent %d pages in %d bytes; %d were there", vm.Seed.Pages, vm.Seed.Bytes, vm.Seed.Known)
+	}
 }
 
 // pullWhileSeeding cuts the direct link in the middle of a state transfer to a host that has just booted.
