@@ -100,7 +100,7 @@ func TestNoKVM(t *testing.T) {
 		Name: "nokvm", Number: 15, Perm: hostJSON(t, hostcfg.Config{Name: "nokvm"}), Extra: []string{"-cpu", "max,-svm"},
 	})
 	waitPage(t, h)
-	const line = "no KVM: there is no /dev/kvm; switch virtualization (VT-x or SVM) on in the firmware set-up"
+	const line = "no KVM: this host can't run virtual machines: there is no /dev/kvm; switch virtualization (VT-x or SVM) on in the firmware set-up"
 	waitLog(t, h, "hvd: "+regexp.QuoteMeta(line))
 	waitLog(t, h, "hvd: no volume: host.json names none") // hvd goes on, past its look at KVM
 	b, err := os.ReadFile(h.ProgramsLog())
