@@ -36,7 +36,7 @@ func main() {
 		fmt.Println(work(os.Args[1]))
 		return
 	}
-	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"tmpfs", "/tmp"}} {
+	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"devtmpfs", "/dev"}, {"tmpfs", "/tmp"}} {
 		if err := os.MkdirAll(m.at, 0o755); err != nil {
 			fail(err)
 		}
