@@ -37,7 +37,7 @@ func TestMismatch(t *testing.T) {
 		},
 		{
 			"another log format", func(p *traits) { p.Log = event.Version + 7 },
-			"host b can't protect the VM: its log format is version 2, host a's is 9; flash both hosts with the same image",
+			"host b can't protect the VM: its log format is version 3, host a's is 10; flash both hosts with the same image",
 		},
 		{
 			"an image from before there were traits", func(p *traits) { *p = traits{Log: event.Version} },
