@@ -50,7 +50,11 @@ func (e *Engine) Seed(ctx context.Context, sink Sink, known func(page int, conte
 	begun := time.Now()
 	pages := e.m.Memory.Pages()
 	set := make([]uint64, (pages+63)/64)
-	if err := e.Do(ctx, func(m *machine.Machine) error { return m.LogDirty(true) }); err != nil {
+	err = e.Do(ctx, func(m *machine.Machine) error {
+		e.startTraps() // before the snapshot, which has them
+		return m.LogDirty(true)
+	})
+	if err != nil {
 		return stats, err
 	}
 	for p := range pages {

@@ -31,8 +31,10 @@ func TestInHost(t *testing.T) {
 		guest    bool // attach the guest's disk
 	}{
 		{pkg: "hvd/machine", run: "Test"},
-		{pkg: "hvd/vm", run: "TestEarlyReplay", guest: true},
-		{pkg: "hvd/vm", run: "TestRecordReplay", guest: true},
+		{pkg: "hvd/vm", run: "TestEarlyReplay$", guest: true},
+		{pkg: "hvd/vm", run: "TestEarlyReplayOfEachSet", guest: true},
+		{pkg: "hvd/vm", run: "TestRecordReplay$", guest: true},
+		{pkg: "hvd/vm", run: "TestRecordReplayOfChangingSets", guest: true},
 	} {
 		t.Run(c.pkg+" "+c.run, func(t *testing.T) {
 			if testing.Short() {
