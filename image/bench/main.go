@@ -4,12 +4,14 @@
 // of one run. Counts of exits and bytes hold as they are.
 //
 // It runs the benchmarks of hvd/machine and hvd/vm by image/nested, on the
-// guest of image/guest.
+// guest of image/guest. -bench Traps runs the one that shows, for each kind of
+// load and each set of counted traps, how inputs found their positions.
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -21,7 +23,9 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx)
+	which := flag.String("bench", ".", "which benchmarks, a regular expression")
+	flag.Parse()
+	err := run(ctx, *which)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -29,7 +33,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context) error {
+func run(ctx context.Context, which string) error {
 	say := func(line string) { fmt.Println(line) }
 	if err := lab.Install(ctx, say); err != nil {
 		return err
@@ -46,7 +50,7 @@ func run(ctx context.Context) error {
 	for _, pkg := range []string{"./hvd/machine", "./hvd/vm"} {
 		err = errors.Join(err, nested.Run(ctx, dir, nested.Config{
 			Kernel: "image/kernel/vmlinuz", Package: pkg, Disks: []string{image}, MemoryMiB: 2000,
-			Args: []string{"-test.run=^$", "-test.bench=.", "-test.timeout=30m"}, Log: os.Stdout,
+			Args: []string{"-test.run=^$", "-test.bench=" + which, "-test.timeout=30m"}, Log: os.Stdout,
 		}))
 	}
 	return err
