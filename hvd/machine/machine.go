@@ -259,7 +259,7 @@ func (m *Machine) collect() error {
 // at the position where their log begins, with LogDirty on.
 func (m *Machine) SetLogged(on bool) error {
 	m.logged = on
-	m.harvest = 0
+	m.harvest = m.every // the first tick harvests: what came before it may be much
 	m.window.restart(m.Clock())
 	if on {
 		if m.trail.ring == nil {
