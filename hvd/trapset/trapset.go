@@ -81,7 +81,8 @@ const (
 	patience   = 3   // windows in a row that a member may cost more than it saves
 	minHoldoff = 2 * time.Second
 	maxHoldoff = 5 * time.Minute
-	fewResyncs = 2      // in a window; fewer don't matter
+	fewResyncs = 2      // in a window; fewer aren't worth a harvest each tick
+	someEvery  = 8      // they get one each so many ticks at the most
 	smallBytes = 20_000 // a resync of fewer bytes needs no more harvests
 )
 
@@ -188,13 +189,16 @@ func (c *Chooser) tooDear(m *member, l Load, passed time.Duration) bool {
 
 // every is the number of ticks between two harvests that suits a window.
 func every(now, resyncs, bytes uint64) uint64 {
+	now = max(1, now)
 	switch {
-	case resyncs >= fewResyncs && bytes/resyncs > smallBytes:
-		return max(1, now/4)
 	case resyncs == 0:
-		return min(max(1, now)*2, MaxEvery)
+		return min(now*2, MaxEvery)
+	case bytes/resyncs <= smallBytes:
+		return now
+	case resyncs < fewResyncs:
+		return max(now/4, min(now, someEvery))
 	}
-	return max(1, now)
+	return max(now/4, 1)
 }
 
 func times(n uint64, d time.Duration) time.Duration { return time.Duration(n) * d }

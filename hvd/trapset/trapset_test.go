@@ -125,6 +125,11 @@ func TestHarvestsFollowTheSizeOfResyncs(t *testing.T) {
 	if l.Every != 1 {
 		t.Errorf("harvests each %d ticks while resyncs ship 500 KB, want each", l.Every)
 	}
+	guest{}.run(c, l, 6)
+	guest{due: 1, bytes: 500_000}.run(c, l, 9)
+	if l.Every != someEvery {
+		t.Errorf("harvests each %d ticks while there is a resync a window, want %d", l.Every, someEvery)
+	}
 	guest{}.run(c, l, 7)
 	if l.Every != MaxEvery {
 		t.Errorf("harvests each %d ticks after 7 windows without a resync, want %d", l.Every, MaxEvery)

@@ -166,11 +166,22 @@ func locators(b *testing.B, e *Engine, f func()) {
 // waits for its end.
 func login(ctx context.Context, e *Engine, rim *testRim) (func(command string) error, error) {
 	say := func(line string) { e.Input(event.Entry{Kind: event.Console, Data: []byte(line + "\r")}) }
-	say("")
 	if err := rim.expect(ctx, 0, "login: "); err != nil {
 		return nil, err
 	}
-	for _, x := range [][2]string{{"root", "assword: "}, {"duet", "# "}, {"stty -echo; PS1=", ""}} {
+	// What is typed while the prompt is being made is thrown away.
+	for asked := false; !asked; {
+		from := rim.printed()
+		say("root")
+		try, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := rim.expect(try, from, "assword: ")
+		cancel()
+		if ctx.Err() != nil {
+			return nil, err
+		}
+		asked = err == nil
+	}
+	for _, x := range [][2]string{{"duet", "# "}, {"stty -echo", "# "}, {"PS1=", ""}} {
 		from := rim.printed()
 		say(x[0])
 		if err := rim.expect(ctx, from, x[1]); err != nil {
@@ -181,7 +192,8 @@ func login(ctx context.Context, e *Engine, rim *testRim) (func(command string) e
 	return func(command string) error {
 		n++
 		from, end := rim.printed(), fmt.Sprintf("end-%d-ok", n)
-		say(fmt.Sprintf("( %s ) >/dev/null 2>&1 && echo end-%d-ok", command, n))
+		// The quotes keep an echo of the command from looking like its end.
+		say(fmt.Sprintf("( %s ) >/dev/null 2>&1 && echo end-%d-''ok", command, n))
 		return rim.expect(ctx, from, end)
 	}, nil
 }
