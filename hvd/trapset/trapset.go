@@ -33,7 +33,7 @@
 // counting some, and a load that makes many of them in vain is tried ever less
 // often. A window in which a member pays ends its holdoff.
 //
-// Harvests come each 64 ticks, and up to each tick while there are resyncs that
+// Harvests come each 64 ticks, and up to each 4 while there are resyncs that
 // ship much: a page that was written before a harvest needn't travel. A guest
 // that has no ticks, as while it boots, gets a harvest a window all the same.
 package trapset
@@ -81,9 +81,8 @@ const (
 	patience   = 3   // windows in a row that a member may cost more than it saves
 	minHoldoff = 2 * time.Second
 	maxHoldoff = 5 * time.Minute
-	fewResyncs = 2      // in a window; fewer aren't worth a harvest each tick
-	someEvery  = 8      // they get one each so many ticks at the most
-	smallBytes = 20_000 // a resync of fewer bytes needs no more harvests
+	smallBytes = 40_000 // a resync of fewer bytes needs no more harvests
+	minEvery   = 4      // a fault a page of the working set; fewer ticks save little more
 )
 
 // Initial is the set that a log begins with.
@@ -193,12 +192,10 @@ func every(now, resyncs, bytes uint64) uint64 {
 	switch {
 	case resyncs == 0:
 		return min(now*2, MaxEvery)
-	case bytes/resyncs <= smallBytes:
-		return now
-	case resyncs < fewResyncs:
-		return max(now/4, min(now, someEvery))
+	case bytes/resyncs > smallBytes:
+		return max(now/4, min(now, minEvery))
 	}
-	return max(now/4, 1)
+	return now
 }
 
 func times(n uint64, d time.Duration) time.Duration { return time.Duration(n) * d }
