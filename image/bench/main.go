@@ -5,7 +5,8 @@
 //
 // It runs the benchmarks of hvd/machine and hvd/vm by image/nested, on the
 // guest of image/guest. -bench Traps runs the one that shows, for each kind of
-// load and each set of counted traps, how inputs found their positions.
+// load and each set of counted traps, how inputs found their positions; with
+// -instructions its CPU times are instructions of the host.
 package main
 
 import (
@@ -24,8 +25,9 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	which := flag.String("bench", ".", "which benchmarks, a regular expression")
+	count := flag.Bool("instructions", false, "count the emulated host's instructions, 1 ns each, instead of its time")
 	flag.Parse()
-	err := run(ctx, *which)
+	err := run(ctx, *which, *count)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -33,7 +35,7 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, which string) error {
+func run(ctx context.Context, which string, instructions bool) error {
 	say := func(line string) { fmt.Println(line) }
 	if err := lab.Install(ctx, say); err != nil {
 		return err
@@ -49,7 +51,7 @@ func run(ctx context.Context, which string) error {
 	defer os.RemoveAll(dir)
 	for _, pkg := range []string{"./hvd/machine", "./hvd/vm"} {
 		err = errors.Join(err, nested.Run(ctx, dir, nested.Config{
-			Kernel: "image/kernel/vmlinuz", Package: pkg, Disks: []string{image}, MemoryMiB: 2000,
+			Kernel: "image/kernel/vmlinuz", Package: pkg, Disks: []string{image}, MemoryMiB: 2000, Instructions: instructions,
 			Args: []string{"-test.run=^$", "-test.bench=" + which, "-test.timeout=30m"}, Log: os.Stdout,
 		}))
 	}

@@ -36,7 +36,10 @@ type Config struct {
 	Extra     map[string]string // files to put beside the test: name in the root, path here
 	MemoryMiB int
 	Core      int // the core that QEMU is pinned to
-	Log       io.Writer
+	// Instructions makes the host's clock count its instructions, 1 ns each: CPU
+	// times are then the same in each run, however busy this machine is.
+	Instructions bool
+	Log          io.Writer
 }
 
 var exitLine = regexp.MustCompile(`NESTED EXIT (\d+)`)
@@ -54,6 +57,9 @@ func Run(ctx context.Context, dir string, cfg Config) error {
 		"-c", strconv.Itoa(cfg.Core), "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max",
 		"-m", strconv.Itoa(cfg.MemoryMiB), "-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", cfg.Kernel, "-initrd", initrd, "-append", cmdline,
+	}
+	if cfg.Instructions {
+		args = append(args, "-icount", "shift=0")
 	}
 	for i, d := range cfg.Disks {
 		args = append(args, "-drive", fmt.Sprintf("file=%s,format=raw,if=none,id=d%d,snapshot=on", d, i),
