@@ -26,8 +26,10 @@
 //	on   costs more than it saved, and more than a hundredth of the time,
 //	     three windows in a row -> off; not again before its holdoff has
 //	     passed, which doubles each time, up to maxHoldoff
-//	off  resyncs cost more than a hundredth of the time, and its holdoff has
-//	     passed -> on, one member a window
+//	     has seemed worth its cost for some windows -> off, to prove it: an
+//	     input stops at the first trap that comes, and may have found another
+//	off  resyncs cost more than a hundredth of the time and than the member
+//	     did, and its holdoff has passed -> on, one member a window
 //
 // That holdoff is the hysteresis: what a system call costs can only be learnt by
 // counting some, and a load that makes many of them in vain is tried ever less
@@ -81,6 +83,8 @@ const (
 	patience   = 3   // windows in a row that a member may cost more than it saves
 	minHoldoff = 2 * time.Second
 	maxHoldoff = 5 * time.Minute
+	minStay    = 8      // windows until a member has to prove itself the first time
+	maxStay    = 480    // and later
 	smallBytes = 40_000 // a resync of fewer bytes needs no more harvests
 	minEvery   = 4      // a fault a page of the working set; fewer ticks save little more
 )
@@ -92,6 +96,10 @@ type member struct {
 	flag    uint64
 	kinds   []int
 	bad     int           // windows in a row that it cost too much
+	paying  int           // windows that it was on and worth its cost, it seemed
+	stay    int           // so many of them until it has to prove it
+	cost    time.Duration // what it cost in a window before it went to prove it; fades
+	faded   bool
 	holdoff time.Duration // how long it stays off the next time
 	until   time.Duration // it isn't tried before
 }
@@ -115,7 +123,7 @@ func New(can uint64, costs Costs) *Chooser {
 		{flag: kvm.FlagSyscall, kinds: []int{kvm.KindSyscall, kvm.KindSysret}},
 	} {
 		if can&m.flag != 0 {
-			m.holdoff = minHoldoff
+			m.holdoff, m.stay = minHoldoff, minStay
 			c.members = append(c.members, m)
 		}
 	}
@@ -148,9 +156,12 @@ func (c *Chooser) Next(l Load) (Choice, bool) {
 			if c.tooDear(m, l, passed) {
 				next.Set &^= m.flag
 			}
-		case lost > passed/worth && l.Now >= m.until && !tried:
+		case lost > max(passed/worth, m.cost) && l.Now >= m.until && !tried:
 			next.Set |= m.flag
-			m.bad, tried = 0, true
+			tried = true
+			m.back()
+		default:
+			m.cost, m.faded = m.cost/2, true
 		}
 	}
 	// Each choice is a harvest, too: a guest without ticks gets one a window.
@@ -168,15 +179,16 @@ func (c *Chooser) tooDear(m *member, l Load, passed time.Duration) bool {
 	}
 	spent, saved := times(traps, c.costs.Trap), times(placed, c.costs.Resync)
 	switch {
-	case spent <= saved:
-		m.bad = 0
-		if placed > 0 {
-			m.holdoff = minHoldoff
-		}
-		return false
 	case spent <= passed/worth:
 		m.bad = 0
 		return false
+	case spent <= saved:
+		m.bad, m.holdoff = 0, minHoldoff
+		if m.paying++; m.paying < m.stay {
+			return false
+		}
+		m.cost, m.until = spent, l.Now
+		return true
 	}
 	if m.bad++; m.bad < patience {
 		return false
@@ -184,6 +196,17 @@ func (c *Chooser) tooDear(m *member, l Load, passed time.Duration) bool {
 	m.bad, m.until = 0, l.Now+m.holdoff
 	m.holdoff = min(2*m.holdoff, maxHoldoff)
 	return true
+}
+
+// back switches a member on. If what was lost without it was more than its cost,
+// it has proved itself, and needn't for twice as long.
+func (m *member) back() {
+	if m.paying >= m.stay && !m.faded {
+		m.stay = min(2*m.stay, maxStay)
+	} else {
+		m.stay = minStay
+	}
+	m.bad, m.paying, m.cost, m.faded = 0, 0, 0, false
 }
 
 // every is the number of ticks between two harvests that suits a window.
