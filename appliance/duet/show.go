@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"encoding/hex"
@@ -98,7 +99,10 @@ func showVM(ctx context.Context, e env) error {
 		row(w, "LSN", "%d, verified %d", v.LSN, v.Verified)
 		c := v.Counters
 		row(w, "exits", "%d (ticks %d, inputs %d)", c.Exits, c.Ticks, c.Inputs)
-		row(w, "log", "%d bytes, %d resyncs of %d bytes", c.LogBytes, c.Resyncs, c.ResyncBytes)
+		row(w, "log", "%d bytes, of them %d of %d resyncs (%d each)", c.LogBytes, c.ResyncBytes, c.Resyncs, c.ResyncBytes/max(1, c.Resyncs))
+		placed := float64(max(1, c.AtExit+c.AtTrap+c.AtResync)) / 100
+		row(w, "inputs placed", "%.1f %% at exits, %.1f %% at traps, %.1f %% by resync; counted: %s",
+			float64(c.AtExit)/placed, float64(c.AtTrap)/placed, float64(c.AtResync)/placed, cmp.Or(c.Traps, "nothing"))
 		row(w, "throttled", "%d times", c.Throttled)
 		row(w, "divergences", "%d", c.Divergences)
 		row(w, "disk", "%d reads, %d writes", c.DiskReads, c.DiskWrites)

@@ -95,6 +95,15 @@ type Counters struct {
 	Resyncs     uint64 `json:"resyncs"`
 	ResyncBytes uint64 `json:"resync_bytes"`
 	LogBytes    uint64 `json:"log_bytes"`
+
+	// How the inputs of a protected guest found their positions: at an exit that
+	// the guest made, at a counted trap, or by a resync. Only inputs that can
+	// wait count, ticks and packets for instance.
+	AtExit   uint64 `json:"at_exit"`
+	AtTrap   uint64 `json:"at_trap"`
+	AtResync uint64 `json:"at_resync"`
+	Traps    string `json:"traps"` // what is counted now, with commas between
+
 	Throttled   uint64 `json:"throttled"`
 	Divergences uint64 `json:"divergences"`
 	DiskReads   uint64 `json:"disk_reads"`

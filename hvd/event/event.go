@@ -15,7 +15,7 @@
 // n to the next: Stop and Resync. They carry position n; what they made is
 // exit n+1.
 //
-// # Layout, version 2
+// # Layout, version 3
 //
 // A log is a sequence of entries without padding. Integers are unsigned
 // LEB128 varints unless said otherwise.
@@ -36,10 +36,11 @@
 //	7  Console    length, bytes
 //	8  Power      (nothing)
 //	9  Stop       traps less the last stop's traps
-//	10 Resync     length, bytes (hvd/transfer's delta)
+//	10 Resync     length, bytes (hvd/machine's capture)
 //	11 Mark       fingerprint's low half, u32 little endian
 //	12 Live       epoch
 //	13 Jump       now less the last now (ns)
+//	14 Traps      set, ticks between two harvests
 //	16 Digest     length, bytes (what hvd/machine compares beside exits)
 //
 // The codec is relative to the last entry, so both ends start from the same
@@ -54,7 +55,7 @@ import (
 )
 
 // Version is the version of the layout above.
-const Version = 2
+const Version = 3
 
 // MaxData bounds the bytes that one entry carries.
 const MaxData = 320 << 20
@@ -77,6 +78,7 @@ const (
 	Mark                       // no input up to Pos; Hash is the fingerprint there
 	Live                       // from here on the log is that of a new primary
 	Jump                       // the guest's clock jumps to Now; timers that it passes fire once
+	Traps                      // from here on the kernel counts Set; the dirty log is harvested, now and each Every ticks
 )
 
 // The rare kinds, whose tag is a byte longer.
@@ -92,7 +94,7 @@ const extended = 16
 var names = [Kinds]string{
 	Time: "time", Deadline: "deadline", Frame: "frame", DiskDone: "disk-done", Vsock: "vsock",
 	VsockReset: "vsock-reset", Console: "console", Power: "power", Stop: "stop", Resync: "resync",
-	Mark: "mark", Live: "live", Jump: "jump", Digest: "digest",
+	Mark: "mark", Live: "live", Jump: "jump", Traps: "traps", Digest: "digest",
 }
 
 // String is the kind's name.
@@ -113,6 +115,8 @@ type Entry struct {
 	Status byte   // DiskDone: as virtio-blk's status byte
 	Traps  uint64 // Stop: traps counted since the VM was made
 	Hash   uint32 // Mark: low half of the fingerprint
+	Set    uint64 // Traps: flags of hvd/kvm's Counted
+	Every  uint64 // Traps: timer deadlines between two harvests of the dirty log
 	Data   []byte
 }
 
@@ -170,6 +174,9 @@ func (c *Encoder) Append(dst []byte, e Entry) []byte {
 		dst = binary.LittleEndian.AppendUint32(dst, e.Hash)
 	case Live:
 		dst = binary.AppendUvarint(dst, e.ID)
+	case Traps:
+		dst = binary.AppendUvarint(dst, e.Set)
+		dst = binary.AppendUvarint(dst, e.Every)
 	}
 	return dst
 }
@@ -222,6 +229,8 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		}
 	case Live:
 		e.ID = r.uvarint()
+	case Traps:
+		e.Set, e.Every = r.uvarint(), r.uvarint()
 	case Deadline, VsockReset, Power:
 	default:
 		r.bad = !r.short

@@ -57,12 +57,30 @@ const (
 	ExitTrap          = 0x53 // Duet: a counted trap reached the stop
 )
 
-// Flags of Duet's own capability.
+// Flags of Duet's own capability. Those in Counted make up a set: which of them
+// are in force may change between two runs, see Counters.Set.
 const (
-	FlagTSC    = 1 // derive time-stamps in the kernel
-	FlagCR3    = 2 // count MOV to CR3
-	FlagPF     = 4 // count the guest's page faults
-	FlagPFWalk = 8 // hide page faults which the guest's tables permit
+	FlagTSC     = 1  // derive time-stamps in the kernel
+	FlagCR3     = 2  // count MOV to CR3
+	FlagPF      = 4  // count the guest's page faults
+	FlagPFWalk  = 8  // hide page faults which the guest's tables permit
+	FlagSyscall = 16 // count SYSCALL and SYSRET
+	FlagSet     = 32 // Counters.Set chooses; without it all flags are always on
+	FlagWrite   = 64 // count a page's first write since the dirty log was cleared
+
+	Counted = FlagCR3 | FlagPF | FlagSyscall | FlagWrite
+)
+
+// Indices of Counters.Kinds.
+const (
+	KindCR3 = iota
+	KindPF
+	KindTSC
+	KindHidden // page faults that FlagPFWalk hid; they aren't traps
+	KindSyscall
+	KindSysret
+	KindWrite
+	Kinds
 )
 
 const (
@@ -78,14 +96,15 @@ const (
 // Counters is Duet's part of the run page, shared with the kernel. The virtual
 // CPU must be stopped while it is written, but for Stop.
 type Counters struct {
-	Traps uint64    // counted traps so far
-	Stop  uint64    // leave the guest once Traps >= Stop
-	Base  uint64    // anchor of the time-stamp
-	Step  uint64    // what each read adds
-	Reads uint64    // reads since the anchor
-	Cap   uint64    // the most that reads may add
-	Fresh uint64    // host time-stamp from which a read needs a new anchor; 0: never
-	Kinds [4]uint64 // CR3, page faults, time-stamp reads, hidden page faults
+	Traps uint64 // counted traps so far
+	Stop  uint64 // leave the guest once Traps >= Stop
+	Base  uint64 // anchor of the time-stamp
+	Step  uint64 // what each read adds
+	Reads uint64 // reads since the anchor
+	Cap   uint64 // the most that reads may add
+	Fresh uint64 // host time-stamp from which a read needs a new anchor; 0: never
+	Kinds [Kinds]uint64
+	Set   uint64 // flags of Counted that are in force from the next run on
 }
 
 // Derived is the value that the last time-stamp read gave, or the anchor.

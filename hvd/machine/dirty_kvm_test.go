@@ -4,6 +4,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/mem"
 )
@@ -29,14 +30,28 @@ var touch = []byte{
 	0xeb, 0xcf, // jmp to the first mov esi
 }
 
-// TestDirtyLogHasOnlyWrites: on a machine that is tracked, reading marks no
-// page, however its pages came to be there; writing marks just what is
-// written.
+// TestDirtyLogHasOnlyWrites: reading marks no page, however its pages came to be
+// there; writing marks just what is written. So it is on a secondary, whose
+// memory is mapped beforehand, and on a primary.
 func TestDirtyLogHasOnlyWrites(t *testing.T) {
-	m := newTiny(t, touch)
-	if err := m.Track(); err != nil {
-		t.Fatal(err)
-	}
+	t.Run("secondary", func(t *testing.T) {
+		m := newTiny(t, touch)
+		if err := m.Track(); err != nil {
+			t.Fatal(err)
+		}
+		onlyWrites(t, m)
+	})
+	t.Run("primary", func(t *testing.T) {
+		m := newTiny(t, touch)
+		if err := m.LogDirty(true); err != nil {
+			t.Fatal(err)
+		}
+		onlyWrites(t, m)
+	})
+}
+
+func onlyWrites(t *testing.T, m *Machine) {
+	t.Helper()
 	if err := m.SetLogged(true); err != nil {
 		t.Fatal(err)
 	}
@@ -67,5 +82,46 @@ func TestDirtyLogHasOnlyWrites(t *testing.T) {
 		for p := 0x200; p < 0x600; p += 3 {
 			m.Memory.Page(p)[100] = byte(round)
 		}
+	}
+}
+
+// TestFirstWritesStopBothCopiesAlike: a primary and a secondary that harvest at
+// the same positions meet the same first writes, though the memory of one is
+// mapped beforehand and that of the other isn't.
+func TestFirstWritesStopBothCopiesAlike(t *testing.T) {
+	a, b := newTiny(t, touch), newTiny(t, touch)
+	if err := a.LogDirty(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Track(); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []*Machine{a, b} {
+		if err := m.SetLogged(true); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.setTraps(kvm.FlagWrite, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for position := range 2000 {
+		stop := a.Counted()[kvm.KindWrite] + uint64(position%5)
+		for _, m := range []*Machine{a, b} {
+			if _, err := m.Run(stop); err != nil {
+				t.Fatal(err)
+			}
+			if position%7 == 0 {
+				if err := m.tick(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if a.Fingerprint() != b.Fingerprint() || *a.cpu.Regs() != *b.cpu.Regs() {
+			t.Fatalf("position %d: %x with %d first writes, the other copy %x with %d", a.Position(),
+				a.Fingerprint(), a.Counted()[kvm.KindWrite], b.Fingerprint(), b.Counted()[kvm.KindWrite])
+		}
+	}
+	if n := a.Counted()[kvm.KindWrite]; n < 1000 {
+		t.Errorf("%d first writes in 2,000 positions, want more", n)
 	}
 }

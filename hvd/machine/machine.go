@@ -68,7 +68,7 @@ var ErrStopped = errors.New("the guest has stopped")
 type Config struct {
 	MemoryBytes uint64
 	Board       board.Config
-	Traps       uint64 // kvm.Flag* to count beside time-stamps; those that the host lacks are left out
+	Traps       uint64 // kvm.Counted flags to begin with; those that the host lacks are left out
 
 	// Memory to use instead of new one, which the machine then owns.
 	Memory *mem.Memory
@@ -99,7 +99,11 @@ type Machine struct {
 	scratch []byte
 	step    Step     // the last exit
 	dirty   []uint64 // pages written since the last harvest
+	can     uint64   // kvm.Counted flags that this host can count
+	every   uint64   // deadlines from one harvest of the dirty log to the next
+	cleanAt uint64   // the position of the last one
 	harvest uint64   // deadlines since the last harvest
+	reaped  uint64   // harvests so far
 	logging bool     // KVM logs dirty pages
 	logged  bool     // the execution is recorded or replayed: harvests count
 	window  Sweep
@@ -142,7 +146,12 @@ func New(sys *kvm.System, cfg Config) (_ *Machine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if m.vm, err = sys.NewVM(m.Memory, (cfg.Traps|kvm.FlagTSC)&have, vcpu.AllowedMSRs); err != nil {
+	m.can = have & kvm.Counted
+	if have&kvm.FlagSet == 0 { // what is on, is on for good
+		m.can, have = 0, have&^(kvm.Counted&^cfg.Traps)
+	}
+	flags := have & (kvm.FlagTSC | kvm.FlagSet | kvm.Counted)
+	if m.vm, err = sys.NewVM(m.Memory, flags, vcpu.AllowedMSRs); err != nil {
 		return nil, err
 	}
 	m.cpuid = vcpu.Leaves(host)
@@ -151,6 +160,7 @@ func New(sys *kvm.System, cfg Config) (_ *Machine, err error) {
 	}
 	c := m.cpu.Counters()
 	c.Step, c.Cap = stepPerRead, maxAhead
+	c.Set, m.every = cfg.Traps&have, TicksPerHarvest
 	m.dirty = make([]uint64, (m.Memory.Pages()+63)/64)
 	return m, nil
 }
@@ -258,7 +268,7 @@ func (m *Machine) collect() error {
 // at the position where their log begins, with LogDirty on.
 func (m *Machine) SetLogged(on bool) error {
 	m.logged = on
-	m.harvest = 0
+	m.harvest = m.every // the first tick harvests: what came before it may be much
 	m.window.restart(m.Clock())
 	m.window.At = m.Clock()
 	if on {
@@ -267,9 +277,7 @@ func (m *Machine) SetLogged(on bool) error {
 		}
 		m.trail.n = 0
 	}
-	err := m.collect()
-	clear(m.dirty)
-	return err
+	return m.clean()
 }
 
 // TakeDirty merges the pages written since the last call into set and forgets
@@ -382,6 +390,8 @@ func (m *Machine) Apply(e event.Entry) error {
 		m.Board.PowerButton()
 	case event.Resync:
 		return m.resync(e.Data)
+	case event.Traps:
+		return m.setTraps(e.Set, e.Every)
 	case event.Digest:
 		return m.compareDigest(e.Data)
 	default:
@@ -398,24 +408,6 @@ func (m *Machine) anchor(now uint64) {
 	if m.fresh != 0 {
 		c.Fresh = kvm.HostTSC() + m.fresh
 	}
-}
-
-// ticksPerHarvest is how many timer deadlines pass between two harvests of the
-// dirty log. What was dirtied before a harvest need not travel in a resync:
-// both copies are at the same position there. But each harvest protects the
-// guest's working set against writes anew, at an exit a page.
-const ticksPerHarvest = 64
-
-func (m *Machine) tick() error {
-	if m.harvest++; !m.logged || m.harvest < ticksPerHarvest {
-		return nil
-	}
-	m.harvest = 0
-	if err := m.collect(); err != nil {
-		return err
-	}
-	clear(m.dirty)
-	return nil
 }
 
 // steppedFlags are RFLAGS' RF and TF.

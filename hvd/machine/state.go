@@ -23,6 +23,7 @@ type Snapshot struct {
 	Halted      bool            `json:"halted"`
 	Ended       uint8           `json:"ended,omitempty"` // see Machine.Ended
 	Counters    kvm.Counters    `json:"counters"`
+	Every       uint64          `json:"every"` // ticks between two harvests
 	CPUID       []kvm.CPUID     `json:"cpuid"`
 	CPU         []byte          `json:"cpu"` // kvm.State.Append
 	Board       json.RawMessage `json:"board"`
@@ -50,7 +51,7 @@ func (m *Machine) Snapshot() (*Snapshot, error) {
 	c.Stop, c.Fresh = lockstep.Free, 0 // the host's, not the guest's
 	return &Snapshot{
 		Position: m.pos, Fingerprint: m.hash, Halted: m.halted, Ended: uint8(m.off),
-		Counters: c, CPUID: m.cpuid, CPU: s.Append(nil), Board: b, Window: m.window,
+		Counters: c, Every: m.every, CPUID: m.cpuid, CPU: s.Append(nil), Board: b, Window: m.window,
 	}, nil
 }
 
@@ -86,17 +87,18 @@ func (m *Machine) Restore(s *Snapshot) error {
 		return err
 	}
 	*m.cpu.Counters() = s.Counters
+	m.every = max(1, s.Every)
 	m.pos, m.hash, m.halted, m.off = s.Position, s.Fingerprint, s.Halted, board.EffectKind(s.Ended)
 	m.entered, m.whole, m.window = false, true, s.Window
 	return m.cpu.Settle()
 }
 
-// A resync's data: the layout of event.Resync's bytes, little endian.
+// A resync's data: the layout of event.Resync's bytes, as one block of
+// hvd/transfer's: a head, little endian, and pages.
 //
 //	traps, base, reads  u64 each
-//	kinds               4 x u64
+//	kinds               kvm.Kinds x u64
 //	CPU state           kvm.StateSize bytes
-//	pages               hvd/transfer's delta
 
 // Capture stops the clockwork where the guest is now, in the middle of its run
 // from one exit to the next: the state there becomes a Resync entry's data,
@@ -113,14 +115,13 @@ func (m *Machine) Capture() ([]byte, error) {
 		return nil, err
 	}
 	c := m.cpu.Counters()
-	data := binary.LittleEndian.AppendUint64(nil, c.Traps)
-	data = binary.LittleEndian.AppendUint64(data, c.Base)
-	data = binary.LittleEndian.AppendUint64(data, c.Reads)
+	head := binary.LittleEndian.AppendUint64(make([]byte, 0, resyncHead), c.Traps)
+	head = binary.LittleEndian.AppendUint64(head, c.Base)
+	head = binary.LittleEndian.AppendUint64(head, c.Reads)
 	for _, n := range c.Kinds {
-		data = binary.LittleEndian.AppendUint64(data, n)
+		head = binary.LittleEndian.AppendUint64(head, n)
 	}
-	data = s.Append(data)
-	data = transfer.AppendDelta(data, mem.PageSet(m.dirty), m.Memory.Page)
+	data := transfer.AppendDelta(nil, s.Append(head), mem.PageSet(m.dirty), m.Memory.Page)
 	clear(m.dirty)
 	m.harvest = 0
 	m.resynced(&s)
@@ -150,7 +151,7 @@ func (m *Machine) resynced(s *kvm.State) {
 	}
 }
 
-const resyncHeader = 7*8 + kvm.StateSize
+const resyncHead = (3+kvm.Kinds)*8 + kvm.StateSize
 
 // resync is Capture's other side. What this copy has written since the last
 // harvest must be among what arrives; else the memories differ somewhere, and
@@ -158,9 +159,6 @@ const resyncHeader = 7*8 + kvm.StateSize
 // processor writes accessed bits to them when it likes; the memory window hashes
 // what else is in them.
 func (m *Machine) resync(data []byte) error {
-	if len(data) < resyncHeader {
-		return fmt.Errorf("a resync of %d bytes", len(data))
-	}
 	// The primary had injected this position's interrupt before it stopped, and
 	// an access that is still to be finished would write to the new state.
 	exited, err := m.inject()
@@ -176,17 +174,17 @@ func (m *Machine) resync(data []byte) error {
 	if err := m.collect(); err != nil {
 		return err
 	}
-	var s kvm.State
-	if _, err := s.Decode(data[7*8:]); err != nil {
-		return err
-	}
 	mine := append([]uint64(nil), m.dirty...)
-	err = transfer.ApplyDelta(data[resyncHeader:], m.Memory.Pages(), func(page int, b []byte) {
+	head, err := transfer.ApplyDelta(data, resyncHead, m.Memory.Pages(), func(page int, b []byte) {
 		copy(m.Memory.Page(page), b)
 		mine[page/64] &^= 1 << (page % 64)
 		m.wrote(page)
 	})
 	if err != nil {
+		return err
+	}
+	var s kvm.State
+	if _, err := s.Decode(head[(3+kvm.Kinds)*8:]); err != nil {
 		return err
 	}
 	left := slices.DeleteFunc(mem.PageSet(mine), m.Memory.MayBeTable)
@@ -198,9 +196,9 @@ func (m *Machine) resync(data []byte) error {
 		return err
 	}
 	c := m.cpu.Counters()
-	c.Traps, c.Base, c.Reads = word(data, 0), word(data, 1), word(data, 2)
+	c.Traps, c.Base, c.Reads = word(head, 0), word(head, 1), word(head, 2)
 	for i := range c.Kinds {
-		c.Kinds[i] = word(data, 3+i)
+		c.Kinds[i] = word(head, 3+i)
 	}
 	if err := m.cpu.Settle(); err != nil {
 		return err

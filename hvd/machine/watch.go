@@ -2,6 +2,7 @@ package machine
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/mem"
@@ -9,25 +10,26 @@ import (
 
 // Watch begins to note, beside what resyncs need, which pages are written: for
 // whoever copies the memory of a machine whose execution is logged. LogDirty
-// must be on. Off, it forgets them.
-func (m *Machine) Watch(on bool) error {
-	// What was written before belongs to nobody who watches.
-	if err := m.collect(); err != nil {
-		return err
-	}
+// must be on. What was written since the last harvest counts, too. Off, it
+// forgets them.
+func (m *Machine) Watch(on bool) {
 	m.watched = nil
 	if on {
 		m.watched = make([]uint64, len(m.dirty))
 	}
-	return nil
 }
 
 // Watched says whether Watch is on.
 func (m *Machine) Watched() bool { return m.watched != nil }
 
 // TakeWatched merges the pages written since the last call into set and forgets
-// them. What resyncs need stays as it was.
+// them. What resyncs need stays as it was. A logged execution must have harvested
+// at this very position (see Harvested): to collect what was written makes the
+// next write to each page a counted trap, which the other copy wouldn't have.
 func (m *Machine) TakeWatched(set []uint64) error {
+	if m.logged && !m.Harvested() {
+		return fmt.Errorf("exit %d isn't where the log harvests", m.pos)
+	}
 	if err := m.collect(); err != nil {
 		return err
 	}
@@ -113,24 +115,26 @@ func (m *Machine) resume(l *Logged) {
 	}
 }
 
-// Bookmark is a place in a logged execution to come back to: a snapshot without
-// memory, and the pages written since the last harvest.
-type Bookmark struct {
-	*Snapshot
-	dirty []uint64
-}
+// Bookmark is a place in a logged execution to come back to, without its memory.
+// It is one where the log harvests: no page counts as written.
+type Bookmark struct{ *Snapshot }
 
-// Bookmark is Peek for Return.
+// Bookmark is Peek for Return. Where the log doesn't harvest it fails with
+// ErrNotHere, too.
 func (m *Machine) Bookmark() (*Bookmark, error) {
+	if !m.Harvested() {
+		return nil, ErrNotHere
+	}
 	s, err := m.Peek()
 	if err != nil {
 		return nil, err
 	}
-	if err := m.collect(); err != nil {
-		return nil, err
-	}
-	return &Bookmark{s, append([]uint64(nil), m.dirty...)}, nil
+	return &Bookmark{s}, nil
 }
+
+// Leave ends the logged execution here: what was written can be taken, and the
+// machine brought back to a bookmark.
+func (m *Machine) Leave() { m.logged = false }
 
 // Return brings the machine back to a bookmark; its memory is in place.
 func (m *Machine) Return(b *Bookmark) error {
@@ -146,14 +150,10 @@ func (m *Machine) Return(b *Bookmark) error {
 	if err := m.Restore(b.Snapshot); err != nil {
 		return err
 	}
-	m.idt = nil
-	m.resume(b.Logged)
-	m.effects = nil
-	// What was written on the way here isn't of that execution.
-	if err := m.collect(); err != nil {
+	m.idt, m.effects = nil, nil
+	if err := m.Follow(b.Snapshot); err != nil {
 		return err
 	}
-	clear(m.watched)
-	copy(m.dirty, b.dirty)
+	clear(m.watched) // what was written on the way here isn't of that execution
 	return nil
 }

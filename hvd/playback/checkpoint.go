@@ -13,8 +13,7 @@ import (
 	"github.com/duet-ft/duet/hvd/recording"
 )
 
-// checkpoint is a position to come back to, before its entries of the log are
-// carried out.
+// checkpoint is a place to come back to: behind an entry of the log that harvests.
 type checkpoint struct {
 	mark   *machine.Bookmark
 	base   event.Base
@@ -48,9 +47,7 @@ type history struct {
 // keepHistory makes the first checkpoint, at the recording's start.
 func (p *Player) keepHistory() error {
 	p.history = &history{every: firstEvery}
-	if err := p.Machine.Watch(true); err != nil {
-		return err
-	}
+	p.Machine.Watch(true)
 	return p.checkpoint(true)
 }
 
@@ -109,22 +106,21 @@ func (h *history) thin() {
 	h.every *= 2
 }
 
-// passed is called behind each exit: it makes a checkpoint when one is due, and
-// knows one that was made here before.
+// passed is called where the log has harvested: it makes a checkpoint when one is
+// due, and knows one that was made here before.
 func (p *Player) passed() error {
 	h := p.history
-	if h == nil || p.stopping || p.ended != nil {
+	if h == nil {
 		return nil
 	}
-	pos := p.Machine.Position()
 	if next := h.from + 1; next < len(h.points) {
-		if h.points[next].position() != pos {
+		if h.points[next].lsn != p.began+p.replayer.Executed() {
 			return nil
 		}
 		h.from = next
 		return p.Machine.TakeWatched(make([]uint64, (p.Machine.Memory.Pages()+63)/64))
 	}
-	if pos < h.points[h.from].position()+h.every {
+	if p.Machine.Position() < h.points[h.from].position()+h.every {
 		return nil
 	}
 	if err := p.checkpoint(false); !errors.Is(err, machine.ErrNotHere) {
@@ -133,10 +129,11 @@ func (p *Player) passed() error {
 	return nil
 }
 
-// before is the last checkpoint at or before a position.
+// before is the last checkpoint before a position, or the first one. At its own
+// position a checkpoint is behind some of the log's entries.
 func (h *history) before(position uint64) int {
 	i := len(h.points) - 1
-	for i > 0 && h.points[i].position() > position {
+	for i > 0 && h.points[i].position() >= position {
 		i--
 	}
 	return i
@@ -145,6 +142,7 @@ func (h *history) before(position uint64) int {
 // back returns to a checkpoint.
 func (p *Player) back(to int) error {
 	h, m := p.history, p.Machine
+	m.Leave()
 	set := make([]uint64, (m.Memory.Pages()+63)/64)
 	if err := m.TakeWatched(set); err != nil {
 		return err

@@ -141,7 +141,7 @@ func (d *Debugger) once(step bool, breaks []uint64) (outcome, error) {
 			continue
 		}
 		d.at = point{exit: m.Position()}
-		return exited, d.p.passed()
+		return exited, nil
 	}
 }
 

@@ -195,6 +195,11 @@ func (p *Player) next(run runner) (machine.Debugged, error) {
 		if p.Machine.Position() != before {
 			return machine.Exited, nil // a resync is an exit
 		}
+		if p.Machine.Harvested() {
+			if err := p.passed(); err != nil {
+				return machine.Exited, err
+			}
+		}
 	}
 	stop := uint64(lockstep.Free)
 	if p.stopping {

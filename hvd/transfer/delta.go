@@ -12,19 +12,24 @@
 // Page numbers are of the mapping, in rising order. All integers are varints.
 //
 //	count
-//	count x (page less the page before, the first less -1)
-//	length of the compressed contents
-//	contents of all pages, one behind the other, one S2 block
+//	count x (page less the page before, the first less -1) << 1, +1 if all
+//	        of the page is zero
+//	length of the block
+//	block   one zstd frame with its content size: a head of a length that
+//	        both sides know, then the contents of all pages that aren't zero
 //
-// S2 rather than zstd: a resync is made while the guest stands still.
+// A resync is made while the guest stands still, so the frame is of zstd's
+// fastest level: 3 ms for a megabyte of programs, three times what S2 takes, for
+// a fifth to a third fewer bytes.
 package transfer
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
 
-	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zstd"
 )
 
 // PageSize is the unit of a transfer in bytes.
@@ -33,58 +38,108 @@ const PageSize = 4096
 // MaxDelta bounds the pages of one delta: 256 MiB.
 const MaxDelta = 64 << 10
 
+// MaxHead bounds the bytes that travel in front of the pages.
+const MaxHead = 64 << 10
+
 // ErrDelta says that bytes are no delta.
 var ErrDelta = errors.New("corrupt page delta")
 
-// AppendDelta encodes pages, which are in rising order, behind dst. page
-// returns the content of one.
-func AppendDelta(dst []byte, pages []int, page func(int) []byte) []byte {
+// Both are made for use by several goroutines and keep nothing from call to
+// call but buffers. Neither option can be wrong.
+var (
+	encoder = sync.OnceValue(func() *zstd.Encoder {
+		e, _ := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+			zstd.WithEncoderCRC(false), zstd.WithZeroFrames(true), zstd.WithSingleSegment(true), zstd.WithWindowSize(1<<20))
+		return e
+	})
+	decoder = sync.OnceValue(func() *zstd.Decoder {
+		d, _ := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxDelta*PageSize+MaxHead))
+		return d
+	})
+)
+
+var zeroPage [PageSize]byte
+
+// AppendDelta encodes head and pages, which are in rising order, behind dst.
+// page returns the content of one.
+func AppendDelta(dst, head []byte, pages []int, page func(int) []byte) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(pages)))
 	last := -1
-	raw := make([]byte, 0, len(pages)*PageSize)
+	raw := make([]byte, 0, len(head)+len(pages)*PageSize)
+	raw = append(raw, head...)
 	for _, p := range pages {
-		dst = binary.AppendUvarint(dst, uint64(p-last))
+		content := page(p)
+		d := uint64(p-last) << 1
+		if [PageSize]byte(content) == zeroPage {
+			d |= 1
+		} else {
+			raw = append(raw, content...)
+		}
+		dst = binary.AppendUvarint(dst, d)
 		last = p
-		raw = append(raw, page(p)...)
 	}
-	z := s2.Encode(nil, raw)
+	z := encoder().EncodeAll(raw, nil)
 	dst = binary.AppendUvarint(dst, uint64(len(z)))
 	return append(dst, z...)
 }
 
-// ApplyDelta decodes what AppendDelta wrote and calls set for each page, after
-// it has checked everything: a corrupt delta changes nothing. limit is the
-// number of pages that exist.
-func ApplyDelta(b []byte, limit int, set func(page int, content []byte)) error {
+// ApplyDelta decodes what AppendDelta wrote: it calls set for each page and
+// returns the head, of headLen bytes, after it has checked everything: a corrupt
+// delta changes nothing. limit is the number of pages that exist.
+func ApplyDelta(b []byte, headLen, limit int, set func(page int, content []byte)) ([]byte, error) {
 	count, b, ok := uvarint(b)
 	if !ok || count > MaxDelta || count > uint64(limit) {
-		return fmt.Errorf("%w: count", ErrDelta)
+		return nil, fmt.Errorf("%w: count", ErrDelta)
 	}
 	pages := make([]int, count)
-	last := -1
+	zero := make([]bool, count)
+	last, full := -1, 0
 	for i := range pages {
 		var d uint64
-		if d, b, ok = uvarint(b); !ok || d == 0 || d > uint64(limit-1-last) {
-			return fmt.Errorf("%w: page number", ErrDelta)
+		if d, b, ok = uvarint(b); !ok || d < 2 || d>>1 > uint64(limit-1-last) {
+			return nil, fmt.Errorf("%w: page number", ErrDelta)
 		}
-		last += int(d)
-		pages[i] = last
+		last += int(d >> 1)
+		pages[i], zero[i] = last, d&1 != 0
+		if !zero[i] {
+			full++
+		}
 	}
 	n, b, ok := uvarint(b)
 	if !ok || n != uint64(len(b)) {
-		return fmt.Errorf("%w: length", ErrDelta)
+		return nil, fmt.Errorf("%w: length", ErrDelta)
 	}
-	if size, err := s2.DecodedLen(b); err != nil || size != len(pages)*PageSize {
-		return fmt.Errorf("%w: size of the contents", ErrDelta)
-	}
-	raw, err := s2.Decode(nil, b)
+	raw, err := inflate(b, headLen+full*PageSize)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrDelta, err)
+		return nil, err
 	}
+	content := raw[headLen:]
 	for i, p := range pages {
-		set(p, raw[i*PageSize:(i+1)*PageSize])
+		if zero[i] {
+			set(p, zeroPage[:])
+			continue
+		}
+		set(p, content[:PageSize])
+		content = content[PageSize:]
 	}
-	return nil
+	return raw[:headLen], nil
+}
+
+// inflate decodes a frame of just size bytes; the frame's own word is looked at
+// before memory is set aside for it.
+func inflate(z []byte, size int) ([]byte, error) {
+	var h zstd.Header
+	if err := h.Decode(z); err != nil || !h.HasFCS || h.FrameContentSize != uint64(size) {
+		return nil, fmt.Errorf("%w: size of the contents", ErrDelta)
+	}
+	raw, err := decoder().DecodeAll(z, make([]byte, 0, size))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrDelta, err)
+	}
+	if len(raw) != size {
+		return nil, fmt.Errorf("%w: %d bytes of contents, want %d", ErrDelta, len(raw), size)
+	}
+	return raw, nil
 }
 
 func uvarint(b []byte) (uint64, []byte, bool) {

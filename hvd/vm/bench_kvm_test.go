@@ -194,7 +194,7 @@ func (g *benchGuest) exits(b *testing.B, n int, request func()) string {
 			b.Fatal(err)
 		}
 	}
-	trace(func(s machine.Step) { seen[place(s)]++ })
+	trace(func(s machine.Step) { seen[exitName(s)]++ })
 	for range n {
 		request()
 	}
@@ -207,8 +207,8 @@ func (g *benchGuest) exits(b *testing.B, n int, request func()) string {
 	return strings.Join(parts, ", ")
 }
 
-// place names an exit.
-func place(s machine.Step) string {
+// exitName names an exit.
+func exitName(s machine.Step) string {
 	switch s.Reason {
 	case kvm.ExitHLT:
 		return "halt"

@@ -32,6 +32,7 @@ func (e *Engine) Live(ctx context.Context) error {
 		if err := e.m.SetLogged(false); err != nil {
 			return err
 		}
+		e.stopTraps()
 	}
 	e.clock.start(e.m.Clock())
 	e.kick.start(e)
@@ -76,6 +77,9 @@ const fullWait = 20 * time.Millisecond
 
 // deliver applies the inputs that are due at this position.
 func (e *Engine) deliver() error {
+	if err := e.chooseTraps(); err != nil {
+		return err
+	}
 	if in, ok := e.clockInput(); ok {
 		if err := e.input(in); err != nil {
 			return err
@@ -124,6 +128,7 @@ func (e *Engine) input(in event.Entry) error {
 	in.Pos = e.m.Position()
 	if e.primary != nil {
 		e.Stats.Inputs.Add(1)
+		e.Stats.placed(e.at, in.Kind)
 		if err := e.primary.Input(in); err != nil {
 			return err
 		}
@@ -156,6 +161,7 @@ func (e *Engine) run(ctx context.Context) error {
 	}
 	e.Stats.ran(e.m)
 	e.lastTrap = exit.Kind == lockstep.Trapped
+	e.at = placeOf(e.m, exit.Kind)
 	if exit.Kind == lockstep.Async {
 		if err := e.interrupted(); err != nil {
 			return err

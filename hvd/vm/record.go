@@ -32,6 +32,7 @@ func (e *Engine) Record(send func(lsn uint64, batch []byte)) error {
 	if err := e.m.SetLogged(true); err != nil {
 		return err
 	}
+	e.startTraps()
 	e.primary = &lockstep.Primary[board.Effect]{Machine: e.m, Log: lockstep.NewRecorder(e.m.Base())}
 	e.send = send
 	e.flushed, e.marked = time.Now(), time.Now()
@@ -54,6 +55,7 @@ func (e *Engine) EndLog() error {
 	if err := e.m.SetLogged(false); err != nil {
 		return err
 	}
+	e.stopTraps()
 	return e.m.LogDirty(false)
 }
 

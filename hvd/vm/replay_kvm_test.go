@@ -6,9 +6,9 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +21,7 @@ import (
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
+	"github.com/duet-ft/duet/hvd/trapset"
 )
 
 var loud = flag.Bool("loud", false, "let the guest's kernel print all it has to say")
@@ -49,7 +50,10 @@ func duetKVM(t testing.TB) *kvm.System {
 
 func tcgConfig() Config {
 	// Under emulation everything takes some twenty times longer.
-	return Config{Window: 2 * time.Millisecond, StopAfter: 4 * time.Millisecond, KickAfter: 20 * time.Millisecond}
+	return Config{
+		Window: 2 * time.Millisecond, StopAfter: 4 * time.Millisecond, KickAfter: 20 * time.Millisecond,
+		Costs: trapset.Costs{Trap: 20 * time.Microsecond, Resync: 5 * time.Millisecond, KB: 50 * time.Microsecond},
+	}
 }
 
 // guestConfig is the machine that a guest boots on.
@@ -70,7 +74,7 @@ func guestConfig(t testing.TB) machine.Config {
 			Disks: []board.Disk{{Sectors: uint64(size / 512), Serial: "guest"}},
 			MAC:   guestMAC, CID: 3, Wall: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 		},
-		Traps: kvm.FlagCR3 | kvm.FlagPF,
+		Traps: trapset.Initial,
 	}
 }
 
@@ -131,27 +135,70 @@ func finalOf(t *testing.T, m *machine.Machine) final {
 // TestEarlyReplay records the first stretch of a boot, up to some resyncs, and
 // replays it: the quick form of TestRecordReplay.
 func TestEarlyReplay(t *testing.T) {
-	recordReplay(t, func(ctx context.Context, _ *testRim, e *Engine) error {
-		for e.Stats.Resyncs.Load() < 20 && ctx.Err() == nil {
-			runtime.Gosched()
+	recordReplay(t, tcgConfig(), early)
+}
+
+// early is a workload: the first ticks of a boot that find no exit.
+func early(ctx context.Context, _ *testRim, e *Engine) error {
+	look := time.NewTicker(5 * time.Millisecond)
+	defer look.Stop()
+	for e.Stats.AtTrap.Load()+e.Stats.AtResync.Load() < 40 {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-look.C:
 		}
-		return ctx.Err()
-	})
+	}
+	return nil
+}
+
+// TestEarlyReplayOfEachSet is TestEarlyReplay with each kind of traps for good,
+// with none and with all.
+func TestEarlyReplayOfEachSet(t *testing.T) {
+	for _, set := range []uint64{0, kvm.FlagCR3, kvm.FlagPF, kvm.FlagSyscall, kvm.FlagWrite, kvm.Counted} {
+		t.Run(strings.Join(append(TrapNames(set), "time"), "+"), func(t *testing.T) {
+			cfg := tcgConfig()
+			cfg.Choose = func(l trapset.Load) (trapset.Choice, bool) {
+				c := trapset.Choice{Set: set, Every: 4}
+				return c, l.Set != c.Set || l.Every != c.Every
+			}
+			recordReplay(t, cfg, early)
+		})
+	}
+}
+
+// changing chooses another set and another time between two harvests whenever
+// it is asked.
+func changing(seed uint64) func(trapset.Load) (trapset.Choice, bool) {
+	r := rand.New(rand.NewPCG(seed, 0))
+	return func(trapset.Load) (trapset.Choice, bool) {
+		return trapset.Choice{Set: r.Uint64() & kvm.Counted, Every: 1 + r.Uint64N(8)}, true
+	}
+}
+
+// TestRecordReplayOfChangingSets is TestRecordReplay with the set of traps
+// changing at random positions.
+func TestRecordReplayOfChangingSets(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %#x", seed)
+	cfg := tcgConfig()
+	cfg.Choose = changing(seed)
+	recordReplay(t, cfg, func(ctx context.Context, rim *testRim, _ *Engine) error { return serve(ctx, rim.guest) })
 }
 
 // TestRecordReplay records an unmodified Debian from its first instruction to
 // a Redis that serves, and replays the log twice on other machines: every
 // fingerprint, the final memory, registers and devices are equal.
 func TestRecordReplay(t *testing.T) {
-	recordReplay(t, func(ctx context.Context, rim *testRim, _ *Engine) error { return serve(ctx, rim.guest) })
+	recordReplay(t, tcgConfig(), func(ctx context.Context, rim *testRim, _ *Engine) error { return serve(ctx, rim.guest) })
 }
 
 // recordReplay records a boot until the workload returns.
-func recordReplay(t *testing.T, workload func(context.Context, *testRim, *Engine) error) {
+func recordReplay(t *testing.T, cfg Config, workload func(context.Context, *testRim, *Engine) error) {
 	sys := duetKVM(t)
 	m := bootDebian(t, sys)
 	rim := newTestRim(t)
-	e := New(m, rim, tcgConfig())
+	e := New(m, rim, cfg)
 	rim.engine = e
 	base := m.Base()
 	var log bytes.Buffer
@@ -316,7 +363,12 @@ func report(t *testing.T, what string, e *Engine, took time.Duration) {
 	t.Logf("%s: %.1fs, %d exits, %d ticks, %.1f exits/tick, %d inputs, %d resyncs (%d bytes), log %d bytes",
 		what, took.Seconds(), s.Exits.Load(), s.Ticks.Load(), float64(s.Exits.Load())/float64(max(1, s.Ticks.Load())),
 		s.Inputs.Load(), s.Resyncs.Load(), s.ResyncBytes.Load(), s.LogBytes.Load())
-	t.Logf("%s: exits by reason: %v", what, e.m.Exits)
+	t.Logf("%s: exits by reason: %v, traps by kind %v", what, e.m.Exits, e.m.Counted())
+	if e.primary != nil {
+		t.Logf("%s: inputs at exits %d, traps %d (by kind %v), resyncs %d; %d bytes a resync; set %v, harvest each %d ticks", what,
+			s.AtExit.Load(), s.AtTrap.Load(), s.byTrap, s.AtResync.Load(), s.ResyncBytes.Load()/max(1, s.Resyncs.Load()),
+			TrapNames(e.m.Traps()), e.m.HarvestEvery())
+	}
 	if e.primary != nil {
 		t.Logf("%s: log entries by kind %v, bytes %v", what, e.primary.Log.Entries, e.primary.Log.Bytes)
 	}

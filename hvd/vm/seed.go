@@ -54,6 +54,7 @@ func (e *Engine) Seed(ctx context.Context, sink Sink, known func(page int, conte
 			return err
 		}
 		e.seeding = true
+		e.startTraps() // before the snapshot, which has them
 		return m.LogDirty(true)
 	})
 	if err != nil {

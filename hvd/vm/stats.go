@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/machine"
 )
 
@@ -13,11 +14,15 @@ import (
 type Stats struct {
 	Exits, Ticks, Inputs atomic.Uint64 // counted exits, timer deadlines, logged inputs
 	Resyncs, ResyncBytes atomic.Uint64
-	LogBytes             atomic.Uint64
-	Throttled            atomic.Uint64 // times the guest was slowed down for its secondary
-	Divergences          atomic.Uint64 // of this copy
-	Position, Clock      atomic.Uint64 // counted exits; guest time, ns
-	LSN, Verified        atomic.Uint64 // primary: written; secondary: received, and verified
+	// Of a primary: logged inputs by what the guest had come to when they were
+	// applied, and the set of traps in force (flags of kvm.Counted).
+	AtExit, AtTrap, AtResync, Traps atomic.Uint64
+	byTrap                          [kvm.Kinds]uint64 // AtTrap by kind; the loop's
+	LogBytes                        atomic.Uint64
+	Throttled                       atomic.Uint64 // times the guest was slowed down for its secondary
+	Divergences                     atomic.Uint64 // of this copy
+	Position, Clock                 atomic.Uint64 // counted exits; guest time, ns
+	LSN, Verified                   atomic.Uint64 // primary: written; secondary: received, and verified
 
 	mu     sync.Mutex
 	delays [1024]time.Duration // of the last effects, a ring

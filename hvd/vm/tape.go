@@ -88,7 +88,7 @@ func (e *Engine) Tape(ctx context.Context, out TapeSink) (stats SeedStats, err e
 			if e.tape != t {
 				return errors.New(t.why)
 			}
-			return m.TakeWatched(set)
+			return e.takeWatched(set)
 		})
 		if err != nil {
 			return stats, err
@@ -122,12 +122,25 @@ func (e *Engine) beginTape(t *tape) error {
 	}
 	if e.primary == nil {
 		t.own = true
+		e.startTraps() // before the snapshot, which has them
 		if err := e.m.LogDirty(true); err != nil {
 			return err
 		}
 	}
 	e.tape = t
-	return e.m.Watch(true)
+	e.m.Watch(true)
+	return nil
+}
+
+// takeWatched takes what was written. Where there is a secondary, it harvests at
+// the same position.
+func (e *Engine) takeWatched(set []uint64) error {
+	if e.primary != nil && !e.m.Harvested() {
+		if err := e.input(event.Entry{Kind: event.Traps, Set: e.m.Traps(), Every: e.m.HarvestEvery()}); err != nil {
+			return err
+		}
+	}
+	return e.m.TakeWatched(set)
 }
 
 // lastPages is what changed last, copied while the guest stood still.
@@ -181,10 +194,13 @@ func (e *Engine) tapeSnapshot(ctx context.Context, t *tape, set []uint64, stats 
 
 // lastOf takes the snapshot and what changed last, and lets the log begin.
 func (e *Engine) lastOf(t *tape, set []uint64, l *lastPages) (err error) {
-	if l.snapshot, err = e.m.Peek(); err != nil {
+	if _, err := e.m.Peek(); err != nil {
 		return err
 	}
-	if err := e.m.TakeWatched(set); err != nil {
+	if err := e.takeWatched(set); err != nil {
+		return err
+	}
+	if l.snapshot, err = e.m.Peek(); err != nil { // which has the harvest
 		return err
 	}
 	l.pages, l.at = mem.PageSet(set), map[int]int{}
@@ -214,9 +230,7 @@ func (e *Engine) lookTape() {
 
 // rollTape lets the log go to the tape, and says where it starts from.
 func (e *Engine) rollTape(t *tape) (event.Base, error) {
-	if err := e.m.Watch(false); err != nil {
-		return event.Base{}, err
-	}
+	e.m.Watch(false)
 	if e.primary == nil {
 		e.tape = nil
 		if err := e.Record(nil); err != nil {
@@ -280,9 +294,7 @@ func (e *Engine) stopTape(t *tape, why string) error {
 	if t.live {
 		t.out.End(t.position, t.fingerprint, why)
 	}
-	if err := e.m.Watch(false); err != nil {
-		return err
-	}
+	e.m.Watch(false)
 	if !t.own {
 		return nil
 	}

@@ -343,7 +343,7 @@ func backAndForth(t *testing.T, d *playback.Debugger, trail []string, regs func(
 // and so does the secondary's log, as if nobody had looked.
 func TestTapeOfPrimary(t *testing.T) {
 	var tape *tapeFile
-	recordReplay(t, func(ctx context.Context, _ *testRim, e *Engine) error {
+	recordReplay(t, tcgConfig(), func(ctx context.Context, _ *testRim, e *Engine) error {
 		tape = newTapeFile(t, e.m, guestConfig(t))
 		return tapeAWhile(ctx, t, e, tape, 20)
 	})

@@ -5,7 +5,7 @@
 // # Place
 //
 // hvd/vmproc, the process of a VM, tells an Engine what to do.
-// It imports hvd/{board,event,lockstep,machine,mem} and nothing of the
+// It imports hvd/{board,event,kvm,lockstep,machine,mem,trapset} and nothing of the
 // link or the volume: those are behind Rim and Config.Log.
 //
 // # Threads
@@ -41,6 +41,7 @@ import (
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
+	"github.com/duet-ft/duet/hvd/trapset"
 )
 
 // Rim is where effects go. Effect must not block for long and may be called by
@@ -57,6 +58,10 @@ type Config struct {
 	KickAfter  time.Duration // then for a resync; default 5 ms
 	FlushAfter time.Duration // the log waits no longer; default 2 ms
 	MaxLag     time.Duration // the primary slows down beyond; default 100 ms
+	Costs      trapset.Costs // what traps and resyncs take of this host; default a server's
+
+	// Choose says what a primary counts; default the choice of hvd/trapset.
+	Choose func(trapset.Load) (trapset.Choice, bool)
 }
 
 func (c *Config) defaults() {
@@ -70,6 +75,9 @@ func (c *Config) defaults() {
 	def(&c.KickAfter, 5*time.Millisecond)
 	def(&c.FlushAfter, 2*time.Millisecond)
 	def(&c.MaxLag, 100*time.Millisecond)
+	def(&c.Costs.Trap, 2*time.Microsecond)
+	def(&c.Costs.Resync, 500*time.Microsecond)
+	def(&c.Costs.KB, 10*time.Microsecond)
 }
 
 // ErrPowerOff says that the guest switched itself off, ErrReset that it asked
@@ -98,6 +106,8 @@ type Engine struct {
 	throttled time.Time // when the guest last stood still for its secondary
 	urgent    bool      // an effect waits for the log
 	lastTrap  bool      // the last exit was a counted trap
+	at        place     // how the present position was found
+	chosen    uint64    // guest time when the traps were last thought about, ns
 	gateMu    sync.Mutex
 	gate      lockstep.Gate[timed]
 	lag       lagMeter
@@ -115,6 +125,9 @@ type Engine struct {
 // New returns an engine for a machine that is booted or restored.
 func New(m *machine.Machine, rim Rim, cfg Config) *Engine {
 	cfg.defaults()
+	if cfg.Choose == nil {
+		cfg.Choose = trapset.New(m.Countable(), cfg.Costs).Next
+	}
 	e := &Engine{m: m, rim: rim, cfg: cfg, do: make(chan func(), 16), ended: make(chan error, 1)}
 	e.kick.m, e.kick.asleep = m, make(chan struct{}, 1)
 	e.lag.bell = make(chan struct{}, 1)

@@ -15,10 +15,10 @@ import (
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/event"
-	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/mem"
+	"github.com/duet-ft/duet/hvd/trapset"
 	"github.com/duet-ft/duet/hvd/vcpu"
 	"github.com/duet-ft/duet/hvd/vm"
 	"github.com/duet-ft/duet/hvd/volume"
@@ -56,7 +56,7 @@ func (p *Process) newGuest(ctx context.Context, memory *mem.Memory) (*guest, err
 		cfg.Disks = append(cfg.Disks, board.Disk{Sectors: d.Sectors(), Serial: p.def.Disks[i].Name[:min(20, len(p.def.Disks[i].Name))]})
 	}
 	made := machine.Config{
-		MemoryBytes: uint64(p.def.MemoryMiB) << 20, Memory: memory, Board: cfg, Traps: kvm.FlagCR3 | kvm.FlagPF,
+		MemoryBytes: uint64(p.def.MemoryMiB) << 20, Memory: memory, Board: cfg, Traps: trapset.Initial,
 	}
 	m, err := machine.New(p.sys, made)
 	if err != nil {
@@ -78,6 +78,7 @@ func (p *Process) engineConfig() vm.Config {
 	if vcpu.UnderTCG() {
 		c.Window, c.StopAfter, c.KickAfter = 2*time.Millisecond, 4*time.Millisecond, 50*time.Millisecond
 		c.MaxLag = time.Second
+		c.Costs = trapset.Costs{Trap: 20 * time.Microsecond, Resync: 5 * time.Millisecond, KB: 50 * time.Microsecond}
 	}
 	return c
 }

@@ -9,11 +9,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/vm"
 	"github.com/duet-ft/duet/hvd/volume"
 )
 
@@ -128,6 +130,7 @@ func (p *Process) status() api.VM {
 	s.Counters = api.Counters{
 		Exits: x.Exits.Load(), Ticks: x.Ticks.Load(), Inputs: x.Inputs.Load(),
 		Resyncs: x.Resyncs.Load(), ResyncBytes: x.ResyncBytes.Load(), LogBytes: x.LogBytes.Load(),
+		AtExit: x.AtExit.Load(), AtTrap: x.AtTrap.Load(), AtResync: x.AtResync.Load(), Traps: strings.Join(vm.TrapNames(x.Traps.Load()), ","),
 		Throttled: x.Throttled.Load(), Divergences: x.Divergences.Load() + p.diverged,
 		DiskReads: g.rim.reads.Load(), DiskWrites: g.rim.writes.Load(),
 		FramesIn: g.rim.framesIn.Load(), FramesOut: g.rim.framesOut.Load(),

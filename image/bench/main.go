@@ -2,7 +2,7 @@
 // what a request and a tick of an unmodified Debian guest cost its host, alone
 // and recorded.
 //
-//	go run ./image/bench [-time]
+//	go run ./image/bench [-time] [-traps]
 //
 // The emulated host's clock counts instructions, one a nanosecond, so what is
 // printed as ns are instructions: figures that mean something, and that hold on
@@ -10,7 +10,9 @@
 // nothing by itself: compare figures of one run.
 //
 // It runs the benchmarks of hvd/machine and hvd/vm by image/nested, on the
-// guest of image/guest; table.go, which is pure, compares what they print.
+// guest of image/guest; table.go, which is pure, compares what they print. With
+// -traps it shows, for each kind of load and each set of counted traps, how inputs
+// found their positions.
 package main
 
 import (
@@ -30,9 +32,10 @@ import (
 
 func main() {
 	emulated := flag.Bool("time", false, "measure the emulator's time instead of counting instructions")
+	traps := flag.Bool("traps", false, "compare sets of counted traps under several loads")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, !*emulated)
+	err := run(ctx, *traps, !*emulated)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -40,7 +43,15 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, count bool) error {
+// what names the benchmarks of one package, and how often each is done.
+type what struct{ pkg, benchmarks, times string }
+
+var (
+	costs    = []what{{"./hvd/machine", ".", "1000x"}, {"./hvd/vm", "Guest", "100x"}}
+	locators = []what{{"./hvd/vm", "Traps", "1x"}}
+)
+
+func run(ctx context.Context, traps, count bool) error {
 	say := func(line string) { fmt.Println(line) }
 	if err := lab.Install(ctx, say); err != nil {
 		return err
@@ -55,14 +66,18 @@ func run(ctx context.Context, count bool) error {
 	}
 	defer os.RemoveAll(dir)
 	var printed bytes.Buffer
-	for _, of := range []struct{ pkg, iterations string }{{"./hvd/machine", "1000x"}, {"./hvd/vm", "100x"}} {
+	chosen := costs
+	if traps {
+		chosen = locators
+	}
+	for _, of := range chosen {
 		err = errors.Join(err, nested.Run(ctx, dir, nested.Config{
 			Kernel: "image/kernel/vmlinuz", Package: of.pkg, Disks: []string{image}, MemoryMiB: 2000,
-			Args: []string{"-test.run=^$", "-test.bench=.", "-test.benchtime=" + of.iterations, "-test.timeout=30m"},
+			Args: []string{"-test.run=^$", "-test.bench=" + of.benchmarks, "-test.benchtime=" + of.times, "-test.timeout=30m"},
 			Log:  io.MultiWriter(os.Stdout, &printed), CountInstructions: count,
 		}))
 	}
-	if err != nil {
+	if err != nil || traps {
 		return err
 	}
 	rows := compare(parse(&printed))

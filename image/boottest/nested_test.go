@@ -37,10 +37,12 @@ func TestInHost(t *testing.T) {
 		{pkg: "hvd/machine", run: "Test"},
 		{pkg: "hvd/locate", run: "Test"},
 		{pkg: "hvd/torture", run: "TestTorture"},
-		{pkg: "hvd/vm", run: "TestEarlyReplay", guest: true},
+		{pkg: "hvd/vm", run: "TestEarlyReplay$", guest: true},
+		{pkg: "hvd/vm", run: "TestEarlyReplayOfEachSet", guest: true},
 		{pkg: "hvd/playback", run: "Test[GC]"},
 		{pkg: "hvd/vm", run: "TestTape", guest: true},
-		{pkg: "hvd/vm", run: "TestRecordReplay", guest: true},
+		{pkg: "hvd/vm", run: "TestRecordReplay$", guest: true},
+		{pkg: "hvd/vm", run: "TestRecordReplayOfChangingSets", guest: true},
 		{pkg: "hvd/vm", run: "TestFlips", tags: "faultinject"},
 	} {
 		t.Run(c.pkg+" "+c.run, func(t *testing.T) {

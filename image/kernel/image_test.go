@@ -83,7 +83,7 @@ func TestInQEMU(t *testing.T) {
 	defer cancel()
 	check(t, nested.Run(ctx, t.TempDir(), nested.Config{
 		Kernel: "vmlinuz", Package: ".", MemoryMiB: 512,
-		Args: []string{"-test.v", "-test.run=^(TestTimeStamps|TestTraps.*|TestSingleSteps.*|TestRunningConfig)$"},
+		Args: []string{"-test.v", "-test.run=^(TestTimeStamps|TestTraps.*|TestSingleSteps.*|TestSystemCalls.*|TestFirstWrites.*|TestRunningConfig)$"},
 		Log:  t.Output(),
 	}))
 }

@@ -22,7 +22,12 @@ const (
 
 const tscAux = 0xc0000103 // MSR
 
-const allFlags = kvm.FlagTSC | kvm.FlagCR3 | kvm.FlagPF | kvm.FlagPFWalk
+const allFlags = kvm.FlagTSC | kvm.Counted | kvm.FlagPFWalk | kvm.FlagSet
+
+const (
+	efer = 0xc0000080
+	star = 0xc0000081 // LSTAR, CSTAR and SFMASK follow
+)
 
 // readClock is real-mode code: reads of the clock between which the test looks.
 var readClock = []byte{
@@ -57,6 +62,7 @@ var (
 type guest struct {
 	*kvm.VCPU
 	t   *testing.T
+	vm  *kvm.VM
 	mem *mem.Memory
 }
 
@@ -72,7 +78,7 @@ func newGuest(t *testing.T, code []byte, prepare func(*kvm.State)) *guest {
 	}
 	m, err := mem.New(1 << 20)
 	check(t, err)
-	vm, err := sys.NewVM(m, allFlags, []uint32{tscAux})
+	vm, err := sys.NewVM(m, allFlags, []uint32{efer, star, star + 1, star + 2, star + 3, tscAux})
 	check(t, err)
 	cpu, err := vm.NewVCPU()
 	check(t, err)
@@ -86,7 +92,8 @@ func newGuest(t *testing.T, code []byte, prepare func(*kvm.State)) *guest {
 	prepare(&s)
 	check(t, cpu.SetState(&s))
 	check(t, m.Write(codeAt, code))
-	return &guest{cpu, t, m}
+	cpu.Counters().Set = kvm.FlagCR3 | kvm.FlagPF
+	return &guest{cpu, t, vm, m}
 }
 
 func check(t *testing.T, err error) {
@@ -148,7 +155,7 @@ func (g *guest) leaves(reason uint32, kind, rip uint64) {
 	}
 }
 
-func (g *guest) counted(traps uint64, kinds [4]uint64) {
+func (g *guest) counted(traps uint64, kinds [kvm.Kinds]uint64) {
 	g.t.Helper()
 	if c := g.Counters(); c.Traps != traps || c.Kinds != kinds {
 		g.t.Fatalf("counted %d traps, by kind %d; want %d, %d", c.Traps, c.Kinds, traps, kinds)
@@ -166,7 +173,7 @@ func TestTimeStamps(t *testing.T) {
 			t.Errorf("the guest stored %d at word %d (%v), want %d", got, i, err, want)
 		}
 	}
-	g.counted(3, [4]uint64{2: 3})
+	g.counted(3, [kvm.Kinds]uint64{kvm.KindTSC: 3})
 
 	c.Fresh = 1
 	g.leaves(kvm.ExitTSC, 0, 0x1020)
@@ -183,16 +190,16 @@ func TestTimeStamps(t *testing.T) {
 	if r := g.Regs(); r.RAX != 20 || r.RDX != 5 {
 		t.Errorf("a step that overflows gave %#x:%#x, want the cap, 5:0x14", r.RDX, r.RAX)
 	}
-	g.counted(6, [4]uint64{2: 6})
+	g.counted(6, [kvm.Kinds]uint64{kvm.KindTSC: 6})
 }
 
 func TestTrapsStopBehindWhatTheyCount(t *testing.T) {
 	g := newPagedGuest(t, switchAndFault)
 	g.Counters().Stop = 0
 	g.leaves(kvm.ExitTrap, 0, 0x1008)
-	g.counted(1, [4]uint64{1})
-	g.leaves(kvm.ExitTrap, 1, 0x1008)
-	g.counted(2, [4]uint64{1, 1})
+	g.counted(1, [kvm.Kinds]uint64{1})
+	g.leaves(kvm.ExitTrap, kvm.KindPF, 0x1008)
+	g.counted(2, [kvm.Kinds]uint64{1, 1})
 
 	// The fault is queued, so the state can travel; a second guest takes it.
 	var s kvm.State
@@ -211,10 +218,10 @@ func TestTrapsStopBehindWhatTheyCount(t *testing.T) {
 func TestTrapsStopAtTheGivenOne(t *testing.T) {
 	g := newPagedGuest(t, switchAndFault)
 	g.Counters().Stop = 2
-	g.leaves(kvm.ExitTrap, 1, 0x1008)
+	g.leaves(kvm.ExitTrap, kvm.KindPF, 0x1008)
 	g.Counters().Stop = never
 	g.leaves(kvm.ExitHLT, 0, 0x1105)
-	g.counted(2, [4]uint64{1, 1})
+	g.counted(2, [kvm.Kinds]uint64{1, 1})
 }
 
 func TestSingleStepsCountToo(t *testing.T) {
@@ -225,5 +232,5 @@ func TestSingleStepsCountToo(t *testing.T) {
 		check(t, g.SingleStep(true))
 		g.leaves(kvm.ExitDebug, 0, rip)
 	}
-	g.counted(2, [4]uint64{0: 1, 2: 1})
+	g.counted(2, [kvm.Kinds]uint64{kvm.KindCR3: 1, kvm.KindTSC: 1})
 }
