@@ -299,7 +299,7 @@ func (p *Process) openPair() error {
 	if err != nil {
 		return err
 	}
-	p.pulse = &pulse{send: p.link.SendHeartbeat, say: p.say}
+	p.pulse = &pulse{send: p.link.SendHeartbeat, say: p.say, begun: p.begun}
 	return nil
 }
 
