@@ -89,6 +89,7 @@ type Engine struct {
 	clock clock
 	kick  kicker
 	do    chan func()
+	over  chan struct{} // closed when Live has returned: nobody does any more
 
 	// Of a primary; owned by the loop but for what gateMu guards.
 	primary   *lockstep.Primary[board.Effect]
@@ -115,7 +116,7 @@ type Engine struct {
 // New returns an engine for a machine that is booted or restored.
 func New(m *machine.Machine, rim Rim, cfg Config) *Engine {
 	cfg.defaults()
-	e := &Engine{m: m, rim: rim, cfg: cfg, do: make(chan func(), 16), ended: make(chan error, 1)}
+	e := &Engine{m: m, rim: rim, cfg: cfg, do: make(chan func(), 16), over: make(chan struct{}), ended: make(chan error, 1)}
 	e.kick.m, e.kick.asleep = m, make(chan struct{}, 1)
 	e.lag.bell = make(chan struct{}, 1)
 	e.gate.Level = cfg.Level

@@ -150,7 +150,14 @@ func Main(ctx context.Context, opt Options) error {
 		return err
 	}
 	defer api.Close()
-	return p.loop(ctx)
+	err = p.loop(ctx)
+	if p.ending {
+		p.session.Close() // and with it what the halted guest asked for
+		ctx, cancel := context.WithTimeout(ctx, tapeEnd)
+		defer cancel()
+		_ = api.Shutdown(ctx) // recordings come to their end
+	}
+	return err
 }
 
 // open reads the configuration and connects to the volume.
