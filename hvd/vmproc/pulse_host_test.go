@@ -13,6 +13,8 @@ import (
 const (
 	// collectorWork is how long the collector is kept busy.
 	collectorWork = 20 * time.Second
+	// deepStack is how many calls lie below the pulse's, so that the collector takes long to look at its stack.
+	deepStack = 5000
 	// spun is more processor time than the pulse's thread needs from one heartbeat to the next, in an emulated host
 	// too, and less than Linux lets a real-time thread have at a stretch.
 	spun = 300 * time.Millisecond
@@ -27,16 +29,13 @@ func TestPulseBesideTheCollector(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(minProcs))
 	ctx, cancel := context.WithTimeout(t.Context(), collectorWork)
 	defer cancel()
-	var workers sync.WaitGroup
-	defer workers.Wait()
-	for range minProcs {
-		workers.Go(func() {
-			var kept [64][]byte
-			for i := 0; ctx.Err() == nil; i++ {
-				kept[i%len(kept)] = make([]byte, 64<<10)
-			}
-		})
-	}
+	var collector sync.WaitGroup
+	defer collector.Wait()
+	collector.Go(func() {
+		for ctx.Err() == nil {
+			runtime.GC()
+		}
+	})
 	begun := time.Now()
 	var beats int
 	var cpu, worstCPU, worst time.Duration
@@ -59,7 +58,7 @@ func TestPulseBesideTheCollector(t *testing.T) {
 	if err := p.beat(message, begun); err != nil {
 		t.Fatal(err)
 	}
-	p.run(ctx)
+	below(deepStack, func() { p.run(ctx) })
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	t.Logf("%d heartbeats beside %d collections; the longest silence was %v, the most processor time between two %v",
@@ -67,4 +66,13 @@ func TestPulseBesideTheCollector(t *testing.T) {
 	if beats < 10 || worstCPU > spun {
 		t.Errorf("the pulse's thread kept the processor for %v", worstCPU)
 	}
+}
+
+// below calls f below n other calls.
+func below(n int, f func()) {
+	if n == 0 {
+		f()
+		return
+	}
+	below(n-1, f)
 }
