@@ -54,7 +54,10 @@ func record(ctx context.Context, e env) error {
 	if info, err := os.Stat(*path); err == nil {
 		size = info.Size()
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, recording.ErrUnfinished):
+		return fmt.Errorf("VM %s: %w; %s is of no use", name, err, *path)
+	case err != nil:
 		if ctx.Err() != nil {
 			err = errors.New("it was broken off")
 		}

@@ -54,6 +54,16 @@ func TestRecord(t *testing.T) {
 	if err := do("--out", path, "--for", "2m"); err == nil || !strings.Contains(err.Error(), "has no end") && !strings.Contains(err.Error(), "no end") {
 		t.Errorf("a recording that was cut: %v", err)
 	}
+	var unfinished bytes.Buffer
+	if w, err := recording.NewWriter(&unfinished, recording.Head{VM: "db", Memory: recording.PageSize, Machine: []byte("{}")}); err != nil {
+		t.Fatal(err)
+	} else if err := w.End(recording.End{Why: "the VM went away"}); err != nil {
+		t.Fatal(err)
+	}
+	h.tape = unfinished.Bytes()
+	if err := do("--out", path, "--for", "3s"); err == nil || !strings.Contains(err.Error(), "the VM went away") || strings.Contains(err.Error(), "no end") {
+		t.Errorf("a recording without the machine's state: %v", err)
+	}
 	for _, bad := range [][]string{{}, {"--for", "1s"}, {"--out", path, "--for", "-1s"}, {"--out", path, "more"}} {
 		if err := do(bad...); err == nil {
 			t.Errorf("%q: no error", bad)

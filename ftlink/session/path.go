@@ -7,15 +7,14 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 const (
 	// maxBeacons is for how many link-local addresses of a NIC beacons go out.
 	maxBeacons = 4
-	// sendTime bounds how long a datagram waits for the NIC.
-	sendTime = 10 * time.Millisecond
-	retryUDP = time.Second
+	retryUDP   = time.Second
 )
 
 // allNodes is the group of all nodes of a link (RFC 4291, section 2.7.1):
@@ -29,23 +28,25 @@ type path struct {
 	cfg   PathConfig
 	heard chan struct{} // signalled when the peer's address or process is new
 
-	sending sync.Mutex // so that datagrams leave in the order of their counters
+	// What sending takes is under no lock: a heartbeat must not wait until
+	// another thread, which holds it, has its turn on the processor.
+	sender       atomic.Pointer[sender] // nil while there is no socket
+	peer         atomic.Pointer[netip.AddrPort]
+	counter      atomic.Uint64
+	sent, unsent atomic.Uint64
 
-	mu      sync.Mutex
-	socket  *net.UDPConn // nil while there is none
-	peer    netip.AddrPort
-	counter uint64
-	guard   guard
-	stats   PathStats
+	mu    sync.Mutex
+	guard guard
+	stats PathStats // but for what was sent, and Peer
 }
 
 func newPath(l *Link, kind Path, cfg PathConfig) *path {
 	p := &path{link: l, kind: kind, cfg: cfg, heard: make(chan struct{}, 1)}
-	if cfg.Peer.IsValid() {
-		p.peer = cfg.Peer
-		if p.peer.Port() == 0 {
-			p.peer = netip.AddrPortFrom(p.peer.Addr(), l.cfg.port())
+	if peer := cfg.Peer; peer.IsValid() {
+		if peer.Port() == 0 {
+			peer = netip.AddrPortFrom(peer.Addr(), l.cfg.port())
 		}
+		p.peer.Store(&peer)
 	}
 	return p
 }
@@ -69,11 +70,13 @@ func (p *path) run(ctx context.Context) {
 func (p *path) receive(ctx context.Context, socket *net.UDPConn) error {
 	stop := context.AfterFunc(ctx, func() { _ = socket.Close() })
 	defer stop()
-	p.setSocket(socket)
-	defer func() {
-		p.setSocket(nil)
-		_ = socket.Close()
-	}()
+	defer socket.Close()
+	s, err := newSender(socket)
+	if err != nil {
+		return err
+	}
+	p.sender.Store(s)
+	defer p.sender.Store(nil)
 	buf := make([]byte, MaxDatagram+1)
 	for {
 		n, from, err := socket.ReadFromUDPAddrPort(buf)
@@ -85,12 +88,6 @@ func (p *path) receive(ctx context.Context, socket *net.UDPConn) error {
 			p.link.cfg.Handler.Heartbeat(p.kind, payload)
 		}
 	}
-}
-
-func (p *path) setSocket(s *net.UDPConn) {
-	p.mu.Lock()
-	p.socket = s
-	p.mu.Unlock()
 }
 
 // accept judges a datagram. It returns the payload of a heartbeat that counts;
@@ -140,20 +137,22 @@ func (p *path) accept(b []byte, from netip.AddrPort) ([]byte, bool) {
 // learn notes where the peer is. A new address, or a process that has just
 // begun, is worth another attempt at once.
 func (p *path) learn(from netip.AddrPort, renewed bool) {
-	if p.cfg.Peer.IsValid() || (p.peer == from && !renewed) {
+	if p.cfg.Peer.IsValid() || (p.peerAddr() == from && !renewed) {
 		return
 	}
-	p.peer = from
+	p.peer.Store(&from)
 	select {
 	case p.heard <- struct{}{}:
 	default:
 	}
 }
 
+// peerAddr is where the peer is; not valid while that isn't known.
 func (p *path) peerAddr() netip.AddrPort {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.peer
+	if peer := p.peer.Load(); peer != nil {
+		return *peer
+	}
+	return netip.AddrPort{}
 }
 
 func (p *path) pin(incarnation uint64) {
@@ -172,7 +171,7 @@ func (p *path) snapshot() PathStats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.stats
-	s.Peer = p.peer
+	s.Peer, s.Sent, s.Unsent = p.peerAddr(), p.sent.Load(), p.unsent.Load()
 	return s
 }
 
@@ -195,32 +194,17 @@ func (p *path) beacon() {
 	}
 }
 
-// send makes a datagram and sends it.
+// send makes a datagram and sends it. One that another overtakes on its way out is
+// stale to the peer, as if it were lost.
 func (p *path) send(kind datagramKind, to netip.AddrPort, payload []byte) {
 	cfg := &p.link.cfg
-	p.sending.Lock()
-	defer p.sending.Unlock()
-	p.mu.Lock()
-	socket := p.socket
-	p.counter++
 	d := datagram{
 		kind: kind, path: p.kind, slot: cfg.slotByte(),
-		incarnation: cfg.Incarnation, counter: p.counter, payload: payload,
+		incarnation: cfg.Incarnation, counter: p.counter.Add(1), payload: payload,
 	}
-	p.mu.Unlock()
-	sent := false
-	if socket != nil && to.IsValid() {
-		b := seal(make([]byte, 0, MaxDatagram), d, p.link.keys.out)
-		if socket.SetWriteDeadline(time.Now().Add(sendTime)) == nil {
-			_, err := socket.WriteToUDPAddrPort(b, to)
-			sent = err == nil
-		}
-	}
-	p.mu.Lock()
-	if sent {
-		p.stats.Sent++
+	if s := p.sender.Load(); s != nil && to.IsValid() && s.send(seal(make([]byte, 0, MaxDatagram), d, p.link.keys.out), to) == nil {
+		p.sent.Add(1)
 	} else {
-		p.stats.Unsent++
+		p.unsent.Add(1)
 	}
-	p.mu.Unlock()
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -276,6 +277,38 @@ func TestReconnect(t *testing.T) {
 	}
 	if s := la.Stats(); s.Streams != 5 {
 		t.Errorf("%d streams, want 5", s.Streams)
+	}
+}
+
+// Other threads judge a datagram that came and send one, and have to wait for the
+// processor: a heartbeat doesn't wait for them.
+func TestHeartbeatWaitsForNobody(t *testing.T) {
+	a, b, ha, hb := configs()
+	la, _ := start(t, a)
+	lb, _ := start(t, b)
+	ha.want(t, "up")
+	hb.want(t, "up")
+	until(t, "sockets", func() bool {
+		return !slices.ContainsFunc(slices.Concat(la.paths, lb.paths), func(p *path) bool { return p.sender.Load() == nil })
+	})
+	release := make(chan struct{})
+	defer close(release)
+	for _, p := range la.paths {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		sends := make(chan struct{})
+		go func() {
+			_ = p.sender.Load().conn.Write(func(uintptr) bool {
+				close(sends)
+				<-release
+				return true
+			})
+		}()
+		<-sends
+	}
+	go func() { _ = la.SendHeartbeat([]byte("beat")) }()
+	for range la.paths {
+		hb.want(t, "heartbeat")
 	}
 }
 

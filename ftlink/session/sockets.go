@@ -131,6 +131,41 @@ func (p *path) dialTCP(ctx context.Context, to netip.AddrPort) (net.Conn, error)
 	return c, nil
 }
 
+// sender sends datagrams on a socket without waiting: not for room in the NIC's
+// queue, and not, as net.UDPConn does, for another thread that sends on it.
+type sender struct {
+	conn syscall.RawConn
+	v6   bool
+}
+
+func newSender(c *net.UDPConn) (*sender, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	s := &sender{conn: raw}
+	return s, control(raw, func(fd int) error {
+		domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
+		s.v6 = domain == unix.AF_INET6
+		return err
+	})
+}
+
+// send sends one datagram. An address needs no zone: a socket that is bound to a
+// NIC uses that.
+func (s *sender) send(b []byte, to netip.AddrPort) error {
+	var sa unix.Sockaddr
+	switch addr := to.Addr().Unmap(); {
+	case s.v6:
+		sa = &unix.SockaddrInet6{Port: int(to.Port()), Addr: addr.As16()}
+	case addr.Is4():
+		sa = &unix.SockaddrInet4{Port: int(to.Port()), Addr: addr.As4()}
+	default:
+		return fmt.Errorf("send to %v by an IPv4 socket", to)
+	}
+	return control(s.conn, func(fd int) error { return unix.Sendto(fd, b, unix.MSG_DONTWAIT, sa) })
+}
+
 func (p *path) listenUDP(ctx context.Context) (*net.UDPConn, error) {
 	lc := net.ListenConfig{Control: bindTo(p.cfg.Interface)}
 	pc, err := lc.ListenPacket(ctx, "udp", netip.AddrPortFrom(p.any(), p.link.cfg.port()).String())

@@ -48,7 +48,7 @@
 //	         16  u64      LSN
 //	         24           why it ended: a line of text
 //
-// A file without an End was cut. All that lies before a damaged or missing block
+// An End before the State says why there is none. A file without an End was cut. All that lies before a damaged or missing block
 // is good: each block has its own checksum and number.
 package recording
 
@@ -137,4 +137,7 @@ var (
 	// ErrDamaged says that bytes of a recording are wrong, or that it ends
 	// early.
 	ErrDamaged = errors.New("the recording is damaged")
+	// ErrUnfinished says that a recording ended, in order, before all of the
+	// machine's state was written. There is nothing to replay.
+	ErrUnfinished = errors.New("the recording ended before the machine's state was complete")
 )

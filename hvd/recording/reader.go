@@ -129,6 +129,12 @@ func (r *Reader) State(memory func(Ref, Block) error) (s State, err error) {
 				return s, fmt.Errorf("%w: the machine's state makes no sense", ErrDamaged)
 			}
 			return s, nil
+		case b.Kind == KindEnd:
+			end, err := b.end()
+			if err == nil {
+				err = fmt.Errorf("%w: %q", ErrUnfinished, end.Why)
+			}
+			return s, err
 		default:
 			return s, fmt.Errorf("%w: a block of kind %v where it doesn't belong, at byte %d", ErrDamaged, b.Kind, r.ref.Offset)
 		}

@@ -260,3 +260,24 @@ func FuzzBlock(f *testing.F) {
 		}
 	})
 }
+
+// TestUnfinished: whoever made it couldn't write the machine's state, and said why.
+func TestUnfinished(t *testing.T) {
+	var b bytes.Buffer
+	w, err := NewWriter(&b, Head{VM: "db", Memory: 2 * PageSize, Machine: []byte("{}")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := bytes.Repeat([]byte{1}, PageSize)
+	if err := errors.Join(w.Pages([]int{1}, func(int) []byte { return page }), w.End(End{Why: "the VM went away"})); err != nil {
+		t.Fatal(err)
+	}
+	r, err := NewReader(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.State(func(Ref, Block) error { return nil })
+	if !errors.Is(err, ErrUnfinished) || !strings.Contains(err.Error(), "the VM went away") {
+		t.Errorf("%v", err)
+	}
+}

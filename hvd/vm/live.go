@@ -17,6 +17,7 @@ import (
 func (e *Engine) Live(ctx context.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	defer close(e.over)
 	switch e.m.Ended() { // as a secondary, before its primary could say so
 	case board.PowerOff:
 		return ErrPowerOff

@@ -323,6 +323,13 @@ func (e *Engine) seedEnded() {
 func (e *Engine) later(f func(*machine.Machine) error) {
 	ctx, cancel := context.WithTimeout(context.Background(), laterLimit)
 	defer cancel()
+	go func() {
+		select {
+		case <-e.over:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 	_ = e.Do(ctx, f) // a loop that has ended needs nothing undone
 }
 

@@ -97,6 +97,7 @@ type Engine struct {
 	clock clock
 	kick  kicker
 	do    chan func()
+	over  chan struct{} // closed when Live has returned: nobody does any more
 
 	// Of a primary; owned by the loop but for what gateMu guards.
 	primary   *lockstep.Primary[board.Effect]
@@ -128,7 +129,7 @@ func New(m *machine.Machine, rim Rim, cfg Config) *Engine {
 	if cfg.Choose == nil {
 		cfg.Choose = trapset.New(m.Countable(), cfg.Costs).Next
 	}
-	e := &Engine{m: m, rim: rim, cfg: cfg, do: make(chan func(), 16), ended: make(chan error, 1)}
+	e := &Engine{m: m, rim: rim, cfg: cfg, do: make(chan func(), 16), over: make(chan struct{}), ended: make(chan error, 1)}
 	e.kick.m, e.kick.asleep = m, make(chan struct{}, 1)
 	e.lag.bell = make(chan struct{}, 1)
 	e.gate.Level = cfg.Level

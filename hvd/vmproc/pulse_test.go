@@ -1,12 +1,18 @@
 package vmproc
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/duet-ft/duet/ftlink/arbiter"
 	"github.com/duet-ft/duet/ftlink/pair"
@@ -65,8 +71,8 @@ var message = pair.Message{VM: pair.UUID{1}, From: 2, Incarnation: 3, Seq: 1, Ro
 
 func TestPulse(t *testing.T) {
 	e := newEars()
-	p := &pulse{send: e.hear}
 	start := time.Now()
+	p := &pulse{send: e.hear, begun: start}
 	step := func(after time.Duration, do func(now time.Time) error, sent int) {
 		t.Helper()
 		before := len(e.all())
@@ -102,6 +108,112 @@ func TestPulse(t *testing.T) {
 	}
 }
 
+// The loop's thread stands still while it sends, as one may that waits for its turn
+// on the processor: the pulse doesn't wait for it.
+func TestPulseWaitsForNobody(t *testing.T) {
+	e := newEars()
+	start := time.Now()
+	p := &pulse{begun: start}
+	stuck, release := make(chan struct{}), make(chan struct{})
+	var later atomic.Bool
+	p.send = func(b []byte) error {
+		if !later.Swap(true) {
+			close(stuck)
+			<-release
+		}
+		return e.hear(b)
+	}
+	var both sync.WaitGroup
+	defer both.Wait()
+	defer close(release)
+	both.Go(func() { _ = p.beat(message, start) })
+	<-stuck
+	both.Go(func() {
+		p.turn(start)
+		_ = p.repeat(start.Add(overdue))
+	})
+	if msgs := e.wait(t, 1); msgs[0].Seq != 2 {
+		t.Errorf("heard %+v", msgs)
+	}
+}
+
+// However the loop and the pulse overtake each other, a message is never older
+// than one with a lower number.
+func TestPulseKeepsOrder(t *testing.T) {
+	e := newEars()
+	start := time.Now()
+	p := &pulse{send: e.hear, begun: start}
+	const beats = 2000
+	_ = p.beat(message, start)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range beats {
+			m := message
+			m.Epoch += uint64(i)
+			_ = p.beat(m, start)
+		}
+	}()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+			_ = p.repeat(start.Add(overdue))
+		}
+	}
+	msgs := e.all()
+	slices.SortFunc(msgs, func(a, b pair.Message) int { return cmp.Compare(a.Seq, b.Seq) })
+	for i, m := range msgs {
+		if m.Seq != uint64(i+1) {
+			t.Fatalf("message %d has number %d", i, m.Seq)
+		}
+		if i > 0 && m.Epoch < msgs[i-1].Epoch {
+			t.Fatalf("message %d is of epoch %d, the one before of %d", i, m.Epoch, msgs[i-1].Epoch)
+		}
+	}
+}
+
+// A real-time thread of Go's may stop everything else on its processor.
+func TestPulseIsNoRealTimeThread(t *testing.T) {
+	policy := make(chan uint32, 1)
+	now := time.Now()
+	p := &pulse{say: func(string) {}, begun: now}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	loop := unix.Gettid()
+	p.send = func([]byte) error {
+		if unix.Gettid() != loop { // the pulse's own
+			attr, err := unix.SchedGetAttr(0, 0)
+			if err != nil {
+				t.Error(err)
+			}
+			select {
+			case policy <- attr.Policy:
+			default:
+			}
+		}
+		return nil
+	}
+	p.turn(now)
+	if err := p.beat(message, now); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var run sync.WaitGroup
+	run.Go(func() { p.run(ctx) })
+	defer run.Wait()
+	defer cancel()
+	select {
+	case got := <-policy:
+		if got != unix.SCHED_NORMAL {
+			t.Errorf("the pulse's thread has scheduling policy %d", got)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the pulse says nothing")
+	}
+}
+
 // The loop waits for something, as for a guest that is being destroyed: the peer
 // goes on hearing this copy.
 func TestHeartbeatsWhileTheLoopWaits(t *testing.T) {
@@ -110,7 +222,7 @@ func TestHeartbeatsWhileTheLoopWaits(t *testing.T) {
 		host: &hostcfg.Config{Name: "b"}, def: volume.Definition{Name: "db"}, opt: Options{RunDir: t.TempDir()},
 		inputs: make(chan pair.Input, 8), later: make(chan func(context.Context)), begun: time.Now(),
 	}
-	p.pulse = &pulse{send: e.hear, say: func(string) {}}
+	p.pulse = &pulse{send: e.hear, say: func(string) {}, begun: p.begun}
 	vm := pair.UUID{1}
 	p.arbiter = &arbiter.Executor{Blocks: volume.NewMemory(8, 512).Session("b"), Size: 512, VM: vm}
 	if err := p.initArbiter(t.Context()); err != nil {
@@ -163,7 +275,7 @@ func TestPulseTellsOfItsOwnStandstill(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	said := make(chan string, 1)
 	stuck := make(chan struct{})
-	p := &pulse{say: func(l string) { said <- l }}
+	p := &pulse{say: func(l string) { said <- l }, begun: time.Now()}
 	p.send = func(b []byte) error {
 		if len(e.all()) == 1 { // the pulse's own thread is late
 			time.AfterFunc(2*stoodStill, func() { close(stuck) })

@@ -25,7 +25,13 @@ const (
 	// tapeWrite is how long a write may take: a client that is stuck ends the
 	// recording.
 	tapeWrite = 30 * time.Second
+	// tapeEnd is how long a process whose guest is gone waits for recordings to be
+	// sent to their end.
+	tapeEnd = 2 * time.Second
 )
+
+// errGone is why a recording ends with its guest.
+var errGone = errors.New("the VM doesn't run on this host any more")
 
 // taping is one recording on its way to a client. The engine puts the log into
 // the queue, from its loop; the client's goroutine writes it.
@@ -179,11 +185,9 @@ func (p *Process) serveRecording(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// tape writes a recording to body.
+// tape writes a recording to body. One that has begun gets an end whatever
+// happens to the guest, as long as its reader is there.
 func (p *Process) tape(ctx context.Context, g *guest, body *deadlined, length time.Duration) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(g.ctx, cancel)() // a guest that has ended answers nobody
 	cfg := g.made
 	cfg.Memory = nil // its content goes by itself
 	made, err := json.Marshal(cfg)
@@ -194,18 +198,48 @@ func (p *Process) tape(ctx context.Context, g *guest, body *deadlined, length ti
 		VM: p.def.Name, Host: p.host.Name, Image: p.own.Image, CPU: p.own.CPU, Leaves: p.own.Leaves,
 		Started: time.Now().UTC(), Memory: g.m.Memory.Size(), Machine: made,
 	}}
-	stats, err := g.engine.Tape(ctx, t)
+	stats, err := t.state(ctx, g)
 	if err != nil {
-		return err
+		if t.w == nil || ctx.Err() != nil {
+			return err
+		}
+		p.say("recording: " + err.Error())
+		return t.w.End(recording.End{Why: err.Error()})
 	}
 	p.say(fmt.Sprintf("recording: %d pages in %.0f ms, the guest stood still for %.1f ms", stats.Pages, ms(stats.Total), ms(stats.Pause)))
 	timer := time.AfterFunc(length, func() { _ = g.engine.EndTape(ctx, t, "its time is over") })
 	defer timer.Stop()
-	if err := t.drain(ctx); err != nil {
+	if err := t.log(ctx, g); err != nil {
 		// The client's context may be at its end, and the engine must know.
 		ctx, cancel := context.WithTimeout(g.ctx, tapeWrite)
 		defer cancel()
 		return errors.Join(err, g.engine.EndTape(ctx, t, "its reader is gone"))
 	}
 	return nil
+}
+
+// state writes the guest's state.
+func (t *taping) state(ctx context.Context, g *guest) (vm.SeedStats, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(g.ctx, func() { cancel(errGone) })() // a guest that has ended answers nobody
+	stats, err := g.engine.Tape(ctx, t)
+	if err != nil && context.Cause(ctx) == errGone {
+		err = errGone
+	}
+	return stats, err
+}
+
+// log writes the guest's log. An engine that ends has ended the recording before.
+func (t *taping) log(ctx context.Context, g *guest) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-g.ended:
+			cancel(errGone)
+		case <-ctx.Done():
+		}
+	}()
+	return t.drain(ctx)
 }

@@ -109,3 +109,38 @@ func TestTapingEnds(t *testing.T) {
 		}
 	})
 }
+
+// TestTapingOutlivesItsGuest: the engine ended the recording before it ended itself, and that end is written.
+func TestTapingOutlivesItsGuest(t *testing.T) {
+	var b bytes.Buffer
+	x := newTaping(&b)
+	if err := x.begin(); err != nil {
+		t.Fatal(err)
+	}
+	g := &guest{ended: make(chan struct{})}
+	if err := x.Log([]byte("a batch")); err != nil {
+		t.Fatal(err)
+	}
+	x.End(9, 10, "the VM doesn't run here any more")
+	close(g.ended)
+	if err := x.log(t.Context(), g); err != nil {
+		t.Fatal(err)
+	}
+	r, err := recording.NewReader(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.State(func(recording.Ref, recording.Block) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, _, _, err = r.Log()
+	}
+	if !errors.Is(err, io.EOF) || r.End().Why != "the VM doesn't run here any more" {
+		t.Errorf("%v, end %+v", err, r.End())
+	}
+	// An engine that ended without a word leaves no end, and nobody waits for one.
+	if err := newTaping(io.Discard).log(t.Context(), g); err == nil {
+		t.Error("a recording without an end counts as ended")
+	}
+}

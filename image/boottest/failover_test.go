@@ -284,9 +284,7 @@ func (p *trial) end(t *testing.T) {
 		t.Errorf("a divergence at %s: %v", where, what)
 	}
 	p.load.Close()
-	if err := p.pair.Shutdown(p.ctx); err != nil {
-		t.Fatal(err)
-	}
+	p.shutDown(t)
 	if err := p.pair.Fsck(p.ctx); err != nil {
 		t.Error(err)
 	}

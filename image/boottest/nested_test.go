@@ -27,7 +27,8 @@ const (
 	nestedCore      = 1
 )
 
-// TestInHost runs tests of other packages that need Duet's kernel, inside an emulated host that has it.
+// TestInHost runs tests of other packages that need Duet's kernel, or a single processor, inside an emulated host that has
+// them.
 func TestInHost(t *testing.T) {
 	for _, c := range []struct {
 		pkg, run string
@@ -37,6 +38,7 @@ func TestInHost(t *testing.T) {
 		{pkg: "hvd/machine", run: "Test"},
 		{pkg: "hvd/locate", run: "Test"},
 		{pkg: "hvd/torture", run: "TestTorture"},
+		{pkg: "hvd/vmproc", run: "TestPulseBesideTheCollector"},
 		{pkg: "hvd/vm", run: "TestEarlyReplay$", guest: true},
 		{pkg: "hvd/vm", run: "TestEarlyReplayOfEachSet", guest: true},
 		{pkg: "hvd/playback", run: "Test[GC]"},

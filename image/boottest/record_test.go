@@ -61,19 +61,50 @@ func (p *trial) recordTo(t *testing.T, host, path string) int64 {
 	if _, err := r.State(func(recording.Ref, recording.Block) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		if _, _, _, err := r.Log(); err == io.EOF {
-			t.Logf("ends at position %d: %s", r.End().Position, r.End().Why)
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
+	end := theEnd(t, r)
+	t.Logf("ends at position %d: %s", end.Position, end.Why)
 	// A disk is made of whole sectors.
 	if err := f.Truncate((size + 511) &^ 511); err != nil {
 		t.Fatal(err)
 	}
 	return size
+}
+
+// theEnd reads a recording's log to its end, which it must have.
+func theEnd(t *testing.T, r *recording.Reader) *recording.End {
+	t.Helper()
+	for {
+		if _, _, _, err := r.Log(); err == io.EOF {
+			return r.End()
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// shutDown has the guest switch itself off while it is recorded: the recording's end says so.
+func (p *trial) shutDown(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, settleTimeout)
+	defer cancel()
+	stream, err := p.pair.API(p.protected(t)).Record(ctx, pairlab.Guest, settleTimeout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	r, err := recording.NewReader(stream)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.State(func(recording.Ref, recording.Block) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.pair.Shutdown(p.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if end := theEnd(t, r); end.Why != "the VM doesn't run here any more" {
+		t.Errorf("the recording of a guest that switched itself off ends: %s", end.Why)
+	}
 }
 
 // replayed replays the recording in a host of its own, when the pair is gone.
