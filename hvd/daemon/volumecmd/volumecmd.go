@@ -41,16 +41,16 @@ VOLUME is one of
 // to progress, line by line.
 func Run(ctx context.Context, word string, args []string, out, progress io.Writer) error {
 	if len(args) == 0 {
-		return ErrUsage
+		return fmt.Errorf("%w: hvd %s does what? It can %s", ErrUsage, word, verbs[word])
+	}
+	c, ok := commands[word+" "+args[0]]
+	if !ok {
+		return fmt.Errorf("%w: there is no hvd %s %.40s", ErrUsage, word, args[0])
 	}
 	var a access
 	rest, err := a.parse(word, args[1:])
 	if err != nil {
 		return err
-	}
-	c, ok := commands[word+" "+args[0]]
-	if !ok {
-		return fmt.Errorf("%w: there is no hvd %s %s", ErrUsage, word, args[0])
 	}
 	if len(rest) != c.args {
 		return fmt.Errorf("%w: %d arguments after the flags, expected %d", ErrUsage, len(rest), c.args)
@@ -76,6 +76,9 @@ var commands = map[string]command{
 	"volume create": {1, true, create},
 	"disk import":   {3, true, importDisk},
 }
+
+// verbs are what may follow each word.
+var verbs = map[string]string{"volume": "format, check, list, create", "disk": "import"}
 
 func format(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 	if err := volume.Format(ctx, s); err != nil {
