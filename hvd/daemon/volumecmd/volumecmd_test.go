@@ -99,6 +99,32 @@ func TestVolumeInFile(t *testing.T) {
 	}
 }
 
+// TestRollback damages the newest VM definitions, and goes back to those before.
+func TestRollback(t *testing.T) {
+	b := newBench(t)
+	b.ok("volume format --file /volume", "is ready")
+	b.ok("volume create --file /volume /db.json", "VM db is defined")
+	b.write("web.json", []byte(`{"name":"web","memory_mib":64,"disks":[{"name":"root","size_bytes":1048576}]}`))
+	b.ok("volume create --file /volume /web.json", "VM web is defined")
+	b.fails("volume rollback --file /volume", "nothing to go back from")
+
+	content, err := os.ReadFile(b.path("volume"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(content, []byte(`"name": "web"`))
+	if at < 0 || bytes.Count(content, []byte(`"name": "web"`)) != 1 {
+		t.Fatalf("VM web isn't in exactly one copy of the definitions (%d)", at)
+	}
+	content[at+1] ^= 1
+	b.write("volume", content)
+	b.fails("volume list --file /volume", `"hvd volume rollback" returns to them`)
+	b.ok("volume rollback --file /volume", "db  stopped  64 MiB")
+	if out, err := b.run("volume list --file /volume"); err != nil || strings.Contains(out, "web") {
+		t.Errorf("after the rollback: %v, %q", err, out)
+	}
+}
+
 // open opens the bench's volume for the rest of the test.
 func (b *bench) open() *volume.Volume {
 	b.t.Helper()
