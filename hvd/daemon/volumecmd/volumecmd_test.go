@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -211,11 +212,33 @@ func TestImportRefused(t *testing.T) {
 	b.ok("volume list --file /volume", "one host's, epoch 7")
 	b.fails("disk import --file /volume db root /image", "VM db isn't stopped")
 
+	// It was stopped, and is started while the disk is written.
+	free := pair.Block{VM: pair.UUID(id), Kind: pair.Free, Epoch: 8, Nonce: pair.Nonce{Incarnation: 1, N: 2}}
+	write := func(p pair.Block) {
+		if err := v.Blocks().Write(ctx, v.ArbiterLBA(def.Slot), arbiter.Encode(p, 512)); err != nil {
+			t.Error(err)
+		}
+	}
+	write(free)
+	started := writerFunc(func() { write(solo) })
+	err = Run(ctx, "disk", []string{"import", "--file", b.path("volume"), "db", "root", b.path("image")}, io.Discard, started)
+	if err == nil || !strings.Contains(err.Error(), "VM db was started while disk root was written") {
+		t.Errorf("import into a VM that starts: %v", err)
+	}
+
 	if err := v.Blocks().Write(ctx, v.ArbiterLBA(def.Slot), bytes.Repeat([]byte{1}, 512)); err != nil {
 		t.Fatal(err)
 	}
 	b.ok("volume list --file /volume", "damaged arbiter block")
 	b.fails("volume check --file /volume", "not a valid arbiter block")
+}
+
+// writerFunc is called for each write.
+type writerFunc func()
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f()
+	return len(p), nil
 }
 
 func TestUsage(t *testing.T) {
