@@ -31,13 +31,16 @@ const usage = `usage:
   hvd help
 ` + playback.Usage + volumecmd.Usage
 
+// hint is where a line about wrong use sends its reader.
+const hint = "hvd help shows all command lines"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()
 	switch {
 	case errors.Is(err, volumecmd.ErrUsage), errors.Is(err, playback.ErrUsage):
-		fmt.Fprintf(os.Stderr, "hvd: %s\n%s", line(err), usage)
+		fmt.Fprintf(os.Stderr, "hvd: %s; %s\n", line(err), hint)
 		os.Exit(2)
 	case err != nil:
 		// The daemon shows it with the VM's name in front.

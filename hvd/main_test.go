@@ -43,7 +43,7 @@ func TestCommandLines(t *testing.T) {
 	}
 	nowhere := filepath.Join(dir, "nowhere")
 	for _, c := range []struct {
-		line, out, errs string // standard error; a line that ends with ":" is followed by the usage
+		line, out, errs string // standard error; a ":" at its end stands for the hint
 		status          int
 	}{
 		{"help", usage, "", 0},
@@ -57,14 +57,15 @@ func TestCommandLines(t *testing.T) {
 		// The daemon shows a VM's errors with the VM's name in front.
 		{"vm --config " + bad + " --key " + key + " --run " + dir + " db", "", bad + `: unknown field "nmae"`, 1},
 		{"vm --config " + nowhere + " --key " + key + " --run " + dir + " db", "", "this host has no key: open " + key + ": no such file or directory", 1},
-		{"volume", "", "hvd: wrong use:", 2},
+		{"volume", "", "hvd: wrong use: hvd volume does what? It can format, check, list, rollback, create:", 2},
 		{"volume list", "", "hvd: wrong use: which volume? Give --portal and --target, or --file:", 2},
-		{"disk", "", "hvd: wrong use:", 2},
+		{"disk", "", "hvd: wrong use: hvd disk does what? It can import:", 2},
+		{"disk explode", "", "hvd: wrong use: there is no hvd disk explode:", 2},
 	} {
 		t.Run(c.line, func(t *testing.T) {
 			want := c.errs
 			if line, ok := strings.CutSuffix(want, ":"); ok {
-				want = line + "\n" + usage
+				want = line + "; " + hint + "\n"
 			} else if want != "" {
 				want += "\n"
 			}

@@ -18,13 +18,17 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"time"
 
 	"github.com/duet-ft/duet/image/disk"
 	"github.com/duet-ft/duet/image/lab"
 )
+
+const usage = "usage: go run ./image build|perm|packages|replay; build -h, perm -h and replay -h tell more"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -35,6 +39,8 @@ func main() {
 	}
 	var err error
 	switch {
+	case slices.Contains([]string{"help", "-h", "-help", "--help"}, command):
+		fmt.Println(usage)
 	case command == "build":
 		err = build(ctx, os.Args[2:])
 	case command == "perm":
@@ -44,24 +50,42 @@ func main() {
 	case command == "replay":
 		err = replay(ctx, os.Args[2:])
 	default:
-		fmt.Fprintln(os.Stderr, "usage: go run ./image build|perm|packages|replay; build -h, perm -h and replay -h tell more")
+		fmt.Fprintln(os.Stderr, usage)
 		os.Exit(2)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "image:", err)
 		os.Exit(1)
 	}
 }
 
+// parse reads a command's flags. Help goes to standard output, and a mistake is one line.
+func parse(flags *flag.FlagSet, args []string) error {
+	flags.SetOutput(io.Discard)
+	err := flags.Parse(args)
+	if errors.Is(err, flag.ErrHelp) {
+		flags.SetOutput(os.Stdout)
+		flags.Usage()
+		return err
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w; %s -h shows the flags", flags.Name(), err, flags.Name())
+	}
+	return nil
+}
+
 func build(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("build", flag.ExitOnError)
+	flags := flag.NewFlagSet("build", flag.ContinueOnError)
 	out := flags.String("o", "", "also write the image to `FILE`")
 	files := flags.String("perm", "", "put the files of `DIR` on the /perm of the file that -o names")
 	verbose := flags.Bool("v", false, "show what the packer says")
-	if err := flags.Parse(args); err != nil {
+	if err := parse(flags, args); err != nil {
 		return err
 	}
-	if *files != "" && *out == "" {
+	switch {
+	case flags.NArg() > 0:
+		return fmt.Errorf("build: %.40q is no flag; build -h shows them", flags.Arg(0))
+	case *files != "" && *out == "":
 		return errors.New("build: -perm needs -o")
 	}
 	var onPerm map[string][]byte

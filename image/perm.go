@@ -23,14 +23,14 @@ const maxPermFile = 1 << 20
 
 // perm writes what the two hosts of a new pair have on /perm: DIR/a and DIR/b, for build's -perm.
 func perm(args []string) error {
-	flags := flag.NewFlagSet("perm", flag.ExitOnError)
+	flags := flag.NewFlagSet("perm", flag.ContinueOnError)
 	var v hostcfg.Volume
 	flags.StringVar(&v.Portal, "portal", "", "`ADDRESS[:PORT]` of the iSCSI target")
 	flags.StringVar(&v.Target, "target", "", "iSCSI `NAME` of the target")
 	flags.IntVar(&v.LUN, "lun", 0, "logical unit `NUMBER`")
 	flags.StringVar(&v.User, "user", "", "CHAP `NAME`")
 	flags.StringVar(&v.Secret, "secret", "", "CHAP `SECRET`")
-	if err := flags.Parse(args); err != nil {
+	if err := parse(flags, args); err != nil {
 		return err
 	}
 	if flags.NArg() != 1 || v.Portal == "" || v.Target == "" {

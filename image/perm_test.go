@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,5 +61,24 @@ func TestPermNeverOverwrites(t *testing.T) {
 	}
 	if _, err := readFiles(filepath.Join(dir, "b")); err == nil {
 		t.Error("a link passes")
+	}
+}
+
+// TestParse expects help without an error line, and one line about a mistake.
+func TestParse(t *testing.T) {
+	for line, want := range map[string]string{
+		"-n 5":   "",
+		"-n x":   `build: invalid value "x" for flag -n: parse error; build -h shows the flags`,
+		"--nope": "build: flag provided but not defined: -nope; build -h shows the flags",
+	} {
+		flags := flag.NewFlagSet("build", flag.ContinueOnError)
+		flags.Int("n", 0, "")
+		got := ""
+		if err := parse(flags, strings.Fields(line)); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
 	}
 }

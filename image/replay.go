@@ -22,17 +22,17 @@ const (
 // replay executes a recording in a host that QEMU emulates, with Duet's kernel: hvd replay for machines that have
 // none.
 func replay(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("replay", flag.ExitOnError)
+	flags := flag.NewFlagSet("replay", flag.ContinueOnError)
 	to := flags.Uint64("to", 0, "stop behind exit `N`")
 	core := flags.String("core", "", "write an ELF core to `FILE`")
 	console := flags.Bool("console", false, "print what the guest prints")
 	port := flags.Int("gdb", 0, "wait for gdb on `PORT` of 127.0.0.1")
 	kernel := flags.String("kernel", "image/kernel/vmlinuz", "Duet's kernel")
-	if err := flags.Parse(args); err != nil {
+	if err := parse(flags, args); err != nil {
 		return err
 	}
 	if flags.NArg() != 1 {
-		return fmt.Errorf("replay: flags, then one recording")
+		return fmt.Errorf("usage: go run ./image replay [-to N] [-core FILE] [-console] [-gdb PORT] RECORDING")
 	}
 	dir, err := os.MkdirTemp("", "duet-replay-")
 	if err != nil {

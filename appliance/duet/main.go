@@ -4,7 +4,8 @@
 //
 // It talks to a host's API by hvd/api, and to the agent in a guest by appliance/agent/wire over the API's vsock streams.
 // A console is a stream of hvd/api/console that follows its guest from host to host.
-// Tables go to standard output; an error is one line on standard error, and the exit status 1.
+// Tables go to standard output; an error is one line on standard error, and the exit status 1 (2 for a
+// command line that isn't understood).
 package main
 
 import (
@@ -43,6 +44,7 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
   agent NAME ping|info|shutdown|reboot
                                talk to the agent in the guest
   vsock NAME PORT              connect standard input and output to a port of the guest
+  help                         this text
 
 The flags' defaults are in the environment: DUET_HOST, DUET_TOKEN, DUET_FINGERPRINT, DUET_PEER, DUET_PEER_TOKEN,
 DUET_PEER_FINGERPRINT. The peer's token is the host's, if none is given.
@@ -51,13 +53,16 @@ DUET_PEER_FINGERPRINT. The peer's token is the host's, if none is given.
 // errUsage says that the command line isn't understood.
 var errUsage = errors.New("wrong use")
 
+// hint is where a line about wrong use sends its reader.
+const hint = "duet help shows all commands"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	switch {
 	case errors.Is(err, errUsage):
-		fmt.Fprintf(os.Stderr, "duet: %s\n%s", api.OneLine(err.Error()), usage)
+		fmt.Fprintf(os.Stderr, "duet: %s; %s\n", api.OneLine(err.Error()), hint)
 		os.Exit(2)
 	case err != nil:
 		fmt.Fprintln(os.Stderr, "duet:", api.OneLine(err.Error()))
@@ -124,12 +129,16 @@ func run(ctx context.Context, args []string, in io.Reader, out, notes io.Writer)
 		return fmt.Errorf("%w: %w", errUsage, err)
 	case f.NArg() == 0:
 		return fmt.Errorf("%w: no command", errUsage)
-	case host.Address == "":
-		return fmt.Errorf("%w: which host? Give --host, or DUET_HOST in the environment", errUsage)
+	case f.Arg(0) == "help":
+		_, err := io.WriteString(out, usage)
+		return err
 	}
 	c, err := find(f.Args())
 	if err != nil {
 		return err
+	}
+	if host.Address == "" {
+		return fmt.Errorf("%w: which host? Give --host, or DUET_HOST in the environment", errUsage)
 	}
 	e.args = f.Args()[1:]
 	if !c.endless {
@@ -160,9 +169,17 @@ func find(line []string) (command, error) {
 	case !ok:
 		return c, fmt.Errorf("%w: there is no command %.40q", errUsage, name)
 	case n < c.min || n > c.max:
-		return c, fmt.Errorf("%w: %s with %d arguments", errUsage, name, n)
+		return c, fmt.Errorf("%w: it is duet %s", errUsage, synopsis(name))
 	}
 	return c, nil
+}
+
+// synopsis is how the usage says that a command is called.
+func synopsis(name string) string {
+	_, rest, _ := strings.Cut(usage, "\n  "+name+" ")
+	line, _, _ := strings.Cut(rest, "\n")
+	arguments, _, _ := strings.Cut(line, "  ") // what the command does stands behind it
+	return strings.TrimSpace(name + " " + arguments)
 }
 
 func connect(cfg *api.Config) *api.Client {

@@ -182,72 +182,81 @@ func (d *instance) Delete(ctx context.Context, name string) error {
 
 // Forward implements server.Backend.
 func (d *instance) Forward(ctx context.Context, name, method, path string) (vmsock.Reply, error) {
-	v, err := d.answering(name)
+	v, err := d.unblocked(name)
 	if err != nil {
 		return vmsock.Reply{}, err
 	}
 	reply, err := v.sock.Do(ctx, method, path)
 	if err != nil {
-		return reply, api.Errorf(http.StatusServiceUnavailable, "VM %s: %v", name, err)
+		return reply, v.unanswered(http.StatusServiceUnavailable, err)
 	}
 	return reply, nil
 }
 
 // Stream implements server.Backend.
 func (d *instance) Stream(ctx context.Context, name, path string) (*http.Response, error) {
-	v, err := d.answering(name)
+	v, err := d.unblocked(name)
 	if err != nil {
 		return nil, err
 	}
 	a, err := v.sock.Stream(ctx, path)
 	if err != nil {
-		return nil, api.Errorf(http.StatusServiceUnavailable, "VM %s: %v", name, err)
+		return nil, v.unanswered(http.StatusServiceUnavailable, err)
 	}
 	return a, nil
 }
 
 // Vsock implements server.Backend.
 func (d *instance) Vsock(ctx context.Context, name string, port uint32) (net.Conn, error) {
-	v, err := d.answering(name)
+	v, err := d.unblocked(name)
 	if err != nil {
 		return nil, err
 	}
 	conn, err := v.sock.Vsock(ctx, port)
 	if err != nil {
-		return nil, api.Errorf(http.StatusBadGateway, "VM %s: %v", name, err)
+		return nil, v.unanswered(http.StatusBadGateway, err)
 	}
 	return conn, nil
 }
 
 // Console implements server.Backend.
 func (d *instance) Console(ctx context.Context, name string) (net.Conn, error) {
-	v, err := d.answering(name)
+	v, err := d.unblocked(name)
 	if err != nil {
 		return nil, err
 	}
 	conn, err := v.sock.Console(ctx)
-	if errors.Is(err, vmsock.ErrDown) {
+	switch {
+	case errors.Is(err, vmsock.ErrDown) && v.running():
 		return nil, api.Errorf(http.StatusConflict, "VM %s doesn't run on this host", name)
+	case err != nil:
+		return nil, v.unanswered(http.StatusServiceUnavailable, err)
 	}
-	return conn, err
+	return conn, nil
 }
 
-// answering returns a VM that has a process.
-func (d *instance) answering(name string) (*vm, error) {
+// unblocked returns a VM for which this host runs a process. Whether that is up, only its sockets can say: it may answer
+// before its start was told, and be gone before its end was.
+func (d *instance) unblocked(name string) (*vm, error) {
 	v, err := d.find(name)
 	if err != nil {
 		return nil, err
 	}
-	_, blocked := d.fleet.definition(v)
-	if blocked == "" && !v.running() {
-		if blocked = v.lastFault(); blocked == "" {
-			blocked = vmsock.ErrDown.Error()
-		}
-	}
-	if blocked != "" {
+	if _, blocked := d.fleet.definition(v); blocked != "" {
 		return nil, api.Errorf(http.StatusServiceUnavailable, "VM %s: %s", name, blocked)
 	}
 	return v, nil
+}
+
+// unanswered says why a question to the VM's process failed: where there is no process, why the last one ended.
+func (v *vm) unanswered(status int, err error) error {
+	if errors.Is(err, vmsock.ErrDown) {
+		status = http.StatusServiceUnavailable
+		if fault := v.lastFault(); fault != "" && !v.running() {
+			return api.Errorf(status, "VM %s: %s", v.name, fault)
+		}
+	}
+	return api.Errorf(status, "VM %s: %v", v.name, err)
 }
 
 // Events implements server.Backend.

@@ -1,6 +1,11 @@
 package daemon
 
 import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -32,4 +37,36 @@ func TestRoleWithoutProcess(t *testing.T) {
 	want("started again", "waiting", "no disk")
 	v.blocked = "too little memory"
 	want("never to be started", "failed", "too little memory")
+}
+
+// TestAnswersBeforeItsStartIsTold lets a process serve its socket before the daemon has heard that it was started.
+func TestAnswersBeforeItsStartIsTold(t *testing.T) {
+	d := &instance{opt: Options{Log: func(string) {}}, events: journal.Memory(), said: map[string]string{}, seen: true}
+	d.fleet = newFleet(d)
+	dir := t.TempDir()
+	v := &vm{name: "db", dir: dir, sock: vmsock.New(dir)}
+	d.fleet.vms["db"] = v
+	fails := func(want string) {
+		t.Helper()
+		var e *api.Error
+		if _, err := d.Forward(t.Context(), "db", "POST", "/start"); !errors.As(err, &e) || e.Status != 503 || e.Line != want {
+			t.Errorf("without a process: %v, want %q", err, want)
+		}
+		if _, err := d.Console(t.Context(), "db"); !errors.As(err, &e) || e.Status != 503 || e.Line != want {
+			t.Errorf("its console: %v, want %q", err, want)
+		}
+	}
+	fails("VM db: the VM's process is not up")
+	d.fleet.changed(v, supervise.Change{Reason: "exit status 1", Last: "no disk"})
+	fails("VM db: no disk")
+
+	l, err := net.Listen("unix", filepath.Join(dir, vmsock.APIName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.URL.Path) }))
+	if r, err := d.Forward(t.Context(), "db", "POST", "/start"); err != nil || string(r.Body) != "/v1/vm/start" {
+		t.Errorf("Forward: %q, %v", r.Body, err)
+	}
 }

@@ -162,7 +162,7 @@ func Run(ctx context.Context, o Options) error {
 		return fmt.Errorf("no directory for sockets: %w", err)
 	}
 	o.RunDir = run
-	_ = os.MkdirAll(filepath.Dir(o.Events), 0o700) // Open says what is wrong
+	_ = os.Mkdir(filepath.Dir(o.Events), 0o700) // Open says what is wrong; a machine without /perm gets none
 	events, err := journal.Open(o.Events)
 	if err != nil {
 		o.Log(fmt.Sprintf("events are kept in memory only: %v", err))

@@ -109,14 +109,13 @@ func (d *instance) say(topic, line string) {
 	}
 }
 
-// event logs a line and keeps it. vm is empty for the host.
+// event keeps a line and logs it. vm is empty for the host.
 func (d *instance) event(vm, what string) {
-	line := what
-	if vm != "" {
-		line = "VM " + vm + ": " + what
-	}
-	d.log(line)
 	d.keep(api.Event{At: time.Now(), VM: vm, What: what})
+	if vm != "" {
+		what = "VM " + vm + ": " + what
+	}
+	d.log(what)
 }
 
 func (d *instance) keep(list ...api.Event) {
@@ -184,13 +183,10 @@ func (d *instance) collect(ctx context.Context) {
 	defer cancel()
 	var all sync.WaitGroup
 	for _, v := range d.fleet.list() {
-		if !v.running() {
-			continue
-		}
 		all.Go(func() {
 			list, err := v.sock.Events(ctx)
 			if err != nil {
-				return // its state says what is wrong
+				return // it isn't up, or its state says what is wrong
 			}
 			list = list[max(0, len(list)-journal.Capacity):]
 			for i := range list {

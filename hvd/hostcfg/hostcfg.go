@@ -163,13 +163,25 @@ func readable(err error, b []byte) error {
 	case errors.As(err, &syntax):
 		line := 1 + bytes.Count(b[:min(int(syntax.Offset), len(b))], []byte("\n"))
 		return fmt.Errorf("line %d: not valid JSON: %w", line, err)
+	case errors.As(err, &kind) && kind.Field == "":
+		return fmt.Errorf("it must be a JSON object, and not a JSON %s", kind.Value)
 	case errors.As(err, &kind):
 		return fmt.Errorf("field %q must not be a JSON %s", kind.Field, kind.Value)
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return errors.New("not valid JSON: the file ends too early")
 	}
-	return errors.New(strings.TrimPrefix(err.Error(), "json: "))
+	// Only static has addresses; netip's errors begin with a function's name and say no field.
+	text := strings.TrimPrefix(err.Error(), "json: ")
+	switch {
+	case strings.HasPrefix(text, "netip.ParsePrefix"):
+		return errStaticAddress
+	case strings.HasPrefix(text, "ParseAddr"):
+		return fmt.Errorf("static.gateway and static.dns must be IP addresses: %s", strings.TrimPrefix(text, "ParseAddr"))
+	}
+	return errors.New(text)
 }
+
+var errStaticAddress = errors.New("static.address must be an IPv4 address with its prefix length, for example 192.0.2.10/24")
 
 func (c *Config) check() error {
 	if c.Name != "" && !isLabel(c.Name) {
@@ -253,7 +265,7 @@ func withPort(s string) (string, error) {
 
 func (s *Static) check() error {
 	if !s.Address.IsValid() || !s.Address.Addr().Is4() {
-		return errors.New("static.address must be an IPv4 address with its prefix length, for example 192.0.2.10/24")
+		return errStaticAddress
 	}
 	if s.Gateway.IsValid() && !s.Address.Masked().Contains(s.Gateway) {
 		return fmt.Errorf("static.gateway %s is not in the network of static.address %s", s.Gateway, s.Address)

@@ -58,7 +58,9 @@ func TestParseRefuses(t *testing.T) {
 		{"interface", `{"management": "a/b"}`, "not the name of a network interface"},
 		{"same interface", `{"management": "eth0", "direct": "eth0"}`, "two interfaces"},
 		{"control character", `{"token": "a\u000ab"}`, "control character"},
-		{"static", `{"static": {"address": "192.0.2.10"}}`, "prefix"},
+		{"no object", `[]`, "must be a JSON object, and not a JSON array"},
+		{"static", `{"static": {"address": "192.0.2.10"}}`, "static.address must be an IPv4 address with its prefix length"},
+		{"gateway's name", `{"static": {"address": "192.0.2.10/24", "gateway": "router"}}`, `static.gateway and static.dns must be IP addresses: ("router")`},
 		{"static v6", `{"static": {"address": "2001:db8::1/64"}}`, "IPv4 address with its prefix length"},
 		{"gateway", `{"static": {"address": "192.0.2.10/24", "gateway": "198.51.100.1"}}`, "not in the network"},
 	} {

@@ -77,9 +77,10 @@ func Load(path string) (ed25519.PrivateKey, error) {
 	return key, nil
 }
 
-// Store writes the key to path, in one step, with the rights 0600. Its directory is made if it is missing.
+// Store writes the key to path, in one step, with the rights 0600. Its directory is made if it is missing, but none
+// above it: a machine without /perm is no host and gets none.
 func Store(path string, key ed25519.PrivateKey) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	return renameio.WriteFile(path, Format(key), 0o600, renameio.IgnoreUmask())

@@ -215,6 +215,7 @@ func TestSense(t *testing.T) {
 	}{
 		{fixed, Sense{Key: 0xe, Code: 0x1d}, "compared data differ (sense e/1d/00)"},
 		{descriptor, Sense{Key: 6, Code: 0x2a, Qualifier: 5}, "registration was removed by another host"},
+		{[]byte{0, 8, 0x73, 3, 0x0c, 0, 0, 0, 0, 0}, Sense{Key: 3, Code: 0x0c, Deferred: true}, "an earlier command failed: medium error"},
 		{nil, Sense{}, "target failed the command"},
 		{[]byte{0, 200, 0x70}, Sense{}, "target failed the command"},
 	} {

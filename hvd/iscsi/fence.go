@@ -169,9 +169,9 @@ func (s *Session) Fence(ctx context.Context, victim Port) error {
 		if hit == nil {
 			return s.ensureReservation(ctx)
 		}
-		err = s.preemptRaw(ctx, own.Key, hit.Key, true)
+		err = s.preempt(ctx, own.Key, hit.Key, true)
 		if errors.Is(err, ErrUnsupported) {
-			err = s.preemptRaw(ctx, own.Key, hit.Key, false)
+			err = s.preempt(ctx, own.Key, hit.Key, false)
 		}
 		// An unknown outcome shows in the next round, and so does a key that was
 		// removed meanwhile.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 )
 
 // WriteExclusiveRegistrantsOnly is the type of reservation that is used here:
@@ -47,28 +46,11 @@ func (s *Session) Reserve(ctx context.Context, key uint64) error {
 	return s.reserveOut(ctx, "RESERVE", actionReserve, reserveParameters(key, 0, false))
 }
 
-// Preempt removes the registrations with the key victim, and takes the
+// preempt removes the registrations with the key victim, and takes the
 // reservation over if they held it; with abort, their commands under way are
 // aborted as well (ErrUnsupported where the target can't). key is our own
-// registered one.
-//
-// Some targets (istgt) lose track of which key is whose when a registration is
-// removed: our own port may then be listed under the victim's key. So the list
-// is read back, and our key registered again if it isn't there. With more than
-// two registrations that isn't enough: use Fence.
-func (s *Session) Preempt(ctx context.Context, key, victim uint64, abort bool) error {
-	if err := s.preemptRaw(ctx, key, victim, abort); err != nil {
-		return err
-	}
-	keys, _, err := s.Keys(ctx)
-	if err != nil || slices.Contains(keys, key) {
-		return err
-	}
-	return s.Register(ctx, key)
-}
-
-// preemptRaw is Preempt as the target does it.
-func (s *Session) preemptRaw(ctx context.Context, key, victim uint64, abort bool) error {
+// registered one. Some targets lose track of keys then: see Fence.
+func (s *Session) preempt(ctx context.Context, key, victim uint64, abort bool) error {
 	op, action := "PREEMPT", byte(actionPreempt)
 	if abort {
 		op, action = "PREEMPT AND ABORT", actionPreemptAndAbort

@@ -79,7 +79,7 @@ func parseSense(data []byte) Sense {
 
 func (s Sense) unsupported() bool {
 	// INVALID COMMAND OPERATION CODE, INVALID FIELD IN CDB
-	return s.Key == senseIllegalRequest && (s.Code == 0x20 || s.Code == 0x24)
+	return !s.Deferred && s.Key == senseIllegalRequest && (s.Code == 0x20 || s.Code == 0x24)
 }
 
 // becomingReady is LOGICAL UNIT IS IN PROCESS OF BECOMING READY and its
@@ -123,6 +123,9 @@ func (s Sense) String() string {
 	}
 	if text == "" {
 		text = "target failed the command"
+	}
+	if s.Deferred {
+		text = "an earlier command failed: " + text
 	}
 	return fmt.Sprintf("%s (sense %x/%02x/%02x)", text, s.Key, s.Code, s.Qualifier)
 }

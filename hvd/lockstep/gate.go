@@ -1,5 +1,7 @@
 package lockstep
 
+import "slices"
+
 // Level is when an effect may leave a pair.
 type Level uint8
 
@@ -78,7 +80,7 @@ func (g *Gate[E]) Release() []E {
 	for i := range out {
 		out[i] = g.held[i].effect
 	}
-	g.held = append(g.held[:0], g.held[n:]...)
+	g.held = slices.Delete(g.held, 0, n) // which also lets go of what left
 	return out
 }
 

@@ -87,7 +87,7 @@ func (e *Engine) deliver() error {
 		}
 	}
 	e.lastTrap = false
-	for _, in := range e.inbox.take() {
+	for _, in := range e.inbox.take(e.m.Board.VsockRoom()) {
 		if err := e.input(in); err != nil {
 			return err
 		}

@@ -1,7 +1,9 @@
 package vm
 
 import (
+	"context"
 	"errors"
+	"runtime"
 	"testing"
 	"time"
 
@@ -10,7 +12,7 @@ import (
 
 func TestInboxIsBoundedButForDisks(t *testing.T) {
 	var b inbox
-	b.init()
+	b.init(0)
 	for i := range maxQueued {
 		if !b.put(event.Entry{Kind: event.Frame}) {
 			t.Fatalf("frame %d of %d was refused", i, maxQueued)
@@ -22,14 +24,54 @@ func TestInboxIsBoundedButForDisks(t *testing.T) {
 	if !b.put(event.Entry{Kind: event.DiskDone}) {
 		t.Error("a disk's completion was refused")
 	}
-	if got := len(b.take()); got != maxQueued+1 {
-		t.Errorf("%d inputs, want %d", got, maxQueued+1)
+	if !b.put(event.Entry{Kind: event.VsockReset}) {
+		t.Error("the reset of the vsock was refused")
+	}
+	if got := len(b.take(0)); got != maxQueued+2 {
+		t.Errorf("%d inputs, want %d", got, maxQueued+2)
 	}
 	if _, waiting := b.waiting(); waiting {
 		t.Error("something waits after all was taken")
 	}
 	if b.put(event.Entry{Kind: event.Frame, Data: make([]byte, maxQueuedBytes+1)}) {
 		t.Error("a frame of too many bytes was taken")
+	}
+}
+
+// TestVsockWaitsForRoom expects that no packet gets past what the device can take, counting those on their way to it.
+func TestVsockWaitsForRoom(t *testing.T) {
+	var b inbox
+	b.init(10)
+	packet := func(n int) event.Entry { return event.Entry{Kind: event.Vsock, Data: make([]byte, n)} }
+	if !b.put(packet(6)) || b.put(packet(5)) || !b.put(packet(4)) || b.put(packet(1)) {
+		t.Error("the queue doesn't hold exactly what the device has room for")
+	}
+	if !b.put(event.Entry{Kind: event.Frame, Data: make([]byte, 100)}) {
+		t.Error("a frame waits for the vsock")
+	}
+	b.take(13) // the driver has taken 3 bytes; 10 are on their way
+	if b.put(packet(4)) || !b.put(packet(3)) {
+		t.Error("packets that were taken don't count")
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	b.take(3)
+	if b.offer(ended, packet(1)) {
+		t.Error("a packet was taken without room, after the end")
+	}
+	came := make(chan bool)
+	go func() { came <- b.offer(t.Context(), packet(8)) }()
+	for done := false; !done; {
+		b.take(8) // again and again, as the loop does
+		select {
+		case ok := <-came:
+			done = true
+			if !ok {
+				t.Error("a packet was refused although there is room")
+			}
+		default:
+			runtime.Gosched()
+		}
 	}
 }
 

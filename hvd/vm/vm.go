@@ -14,6 +14,7 @@
 // Replay. Other goroutines reach it only through
 //
 //	Input   an input that arrived (bounded; see inbox)
+//	Vsock   a vsock packet, which waits for room
 //	Do      a function to be run at a position, between two runs
 //	Ack     what the secondary acknowledged
 //	Feed    log bytes from the primary
@@ -133,7 +134,7 @@ func New(m *machine.Machine, rim Rim, cfg Config) *Engine {
 	e.kick.m, e.kick.asleep = m, make(chan struct{}, 1)
 	e.lag.bell = make(chan struct{}, 1)
 	e.gate.Level = cfg.Level
-	e.inbox.init()
+	e.inbox.init(m.Board.VsockRoom())
 	e.feed.init()
 	e.clock.start(m.Clock())
 	return e
@@ -143,6 +144,13 @@ func New(m *machine.Machine, rim Rim, cfg Config) *Engine {
 // Resync. It reports false when too many wait already; the input is lost then,
 // as a frame on a busy wire is. Disk completions are never refused.
 func (e *Engine) Input(in event.Entry) bool { return e.inbox.put(in) }
+
+// Vsock hands in a vsock packet, which it owns. It waits while the guest's device
+// has no room: a stream must not get a hole. It reports false when ctx ends
+// first. One caller at a time.
+func (e *Engine) Vsock(ctx context.Context, pkt []byte) bool {
+	return e.inbox.offer(ctx, event.Entry{Kind: event.Vsock, Data: pkt})
+}
 
 // Do runs f on the machine's goroutine, between two runs of the guest, and
 // waits for it. It fails when ctx ends first.

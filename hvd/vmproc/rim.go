@@ -157,7 +157,7 @@ func (p *Process) openNetwork(g *guest) {
 		go g.rim.receive(t)
 	}
 	m, err := mux.Listen(filepath.Join(p.opt.RunDir, "vsock.sock"), uint64(p.def.CID), func(pkt []byte) {
-		g.engine.Input(event.Entry{Kind: event.Vsock, Data: append([]byte(nil), pkt...)})
+		g.engine.Vsock(g.ctx, append([]byte(nil), pkt...))
 	})
 	if err != nil {
 		p.note("the VM has no vsock: " + err.Error())

@@ -18,8 +18,11 @@ func TestParseDefinition(t *testing.T) {
 		`{"name":"web","memory":512}`:                    `VM "web": invalid VM definition: unknown field "memory"`,
 		`{"name":"web","disks":[{"name":"a","size":1}]}`: `unknown field "size"`,
 		`{"name":"web"} {}`:                              "something after the end",
-		`{"name":3}`:                                     "invalid VM definition",
-		``:                                               "invalid VM definition",
+		`{"name":3}`:                                     `field "name" must not be a JSON number`,
+		`{"name":"web","disks":[{"size_bytes":"1"}]}`:    `field "disks.size_bytes" must not be a JSON string`,
+		`[]`:       "must be a JSON object, and not a JSON array",
+		`{"name":`: "ends too early",
+		``:         "invalid VM definition: it is no JSON: it ends too early",
 	} {
 		if _, err := ParseDefinition([]byte(in)); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", in, err, want)

@@ -56,5 +56,6 @@
 // checksums) or the new ones. A partition that no definition mentions is a
 // remnant of such a crash and is dropped by the next update. A newest slot that
 // went bad later is told apart by the generation in the lock block, and is an
-// error: going on with older definitions is a person's decision (Rollback).
+// error: going on with older definitions is a person's decision (Rollback, which
+// is "hvd volume rollback").
 package volume

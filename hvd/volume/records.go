@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -188,6 +189,15 @@ func decodeStrict(text []byte, v any) error {
 	}
 	if m := unknownField.FindStringSubmatch(err.Error()); m != nil {
 		return fmt.Errorf("%w: unknown field %q", ErrInvalid, m[1])
+	}
+	var kind *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &kind) && kind.Field == "":
+		return fmt.Errorf("%w: it must be a JSON object, and not a JSON %s", ErrInvalid, kind.Value)
+	case errors.As(err, &kind):
+		return fmt.Errorf("%w: field %q must not be a JSON %s", ErrInvalid, kind.Field, kind.Value)
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		return fmt.Errorf("%w: it is no JSON: it ends too early", ErrInvalid)
 	}
 	return fmt.Errorf("%w: %s", ErrInvalid, strings.TrimPrefix(err.Error(), "json: "))
 }

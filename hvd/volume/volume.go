@@ -35,7 +35,8 @@ type Extent struct {
 }
 
 // Open checks that the volume is formatted for Duet, and undamaged. ErrNotDuet
-// says that it isn't.
+// says that it isn't. Where only the newest VM definitions are damaged, it
+// returns the volume beside ErrDamaged, for Rollback.
 func Open(ctx context.Context, b Blocks) (*Volume, error) {
 	t, err := readTable(ctx, b)
 	if err != nil {
@@ -131,7 +132,7 @@ func (v *Volume) load(ctx context.Context) (d definitions, slot int, err error) 
 		if l.generation <= d.generation {
 			return d, slot, nil
 		}
-		err = fmt.Errorf("VM definitions of generation %d on the volume are %w; those of generation %d are intact, and Rollback returns to them", l.generation, ErrDamaged, d.generation)
+		err = fmt.Errorf("VM definitions of generation %d on the volume are %w; those of generation %d are intact, and \"hvd volume rollback\" returns to them", l.generation, ErrDamaged, d.generation)
 	}
 	return d, slot, err
 }

@@ -134,17 +134,6 @@ func (h *Host) IP() string { return IP(h.cfg.Number) }
 // ConsoleLog is the file with all that the host printed.
 func (h *Host) ConsoleLog() string { return filepath.Join(h.dir, "console.log") }
 
-// WaitConsole returns the first console line since Boot that re matches, or fails after timeout.
-func (h *Host) WaitConsole(re *regexp.Regexp, timeout time.Duration) (string, error) {
-	m := h.Machine()
-	if m == nil {
-		return "", fmt.Errorf("host %s is off", h.cfg.Name)
-	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), timeout, fmt.Errorf("not within %v", timeout))
-	defer cancel()
-	return m.Wait(ctx, re, 0)
-}
-
 // Log is what the host's programs (netcfg, hvd, ...) have printed, all boots together, each line as "program: line".
 func (h *Host) Log() *transcript.Log { return h.syslog.log }
 

@@ -121,15 +121,6 @@ func describe(vm api.VM, err error) string {
 	return s
 }
 
-// WaitRole waits until the guest's copy on a host has a role (of ftlink/pair, by name).
-func (p *Pair) WaitRole(ctx context.Context, name, role string) error {
-	return p.wait(ctx, liveTimeout, fmt.Sprintf("the guest's copy on %s to be %s", name, role),
-		func(ctx context.Context) (bool, string) {
-			vm, err := p.VM(ctx, name)
-			return err == nil && vm.Role == role, describe(vm, err)
-		})
-}
-
 // WaitLive waits until the guest is live on a host, and returns its name.
 func (p *Pair) WaitLive(ctx context.Context) (name string, err error) {
 	err = p.wait(ctx, liveTimeout, "the guest to be live on a host", func(ctx context.Context) (bool, string) {

@@ -74,15 +74,10 @@ func FromACK(ack *dhcpv4.DHCPv4) (Settings, error) {
 	lease := max(ack.IPAddressLeaseTime(defaultLease), shortestLease)
 	s.Expire = lease
 	s.Renew = ack.IPAddressRenewalTime(lease / 2)
-	if s.Renew <= 0 || s.Renew >= lease {
+	if s.Renew < shortestLease/2 || s.Renew >= lease {
 		s.Renew = lease / 2
 	}
 	return s, nil
-}
-
-// Same reports whether a and b configure the interface alike; their times don't count.
-func (s Settings) Same(o Settings) bool {
-	return s.Line() == o.Line()
 }
 
 // Line is the settings in one line, for the log.

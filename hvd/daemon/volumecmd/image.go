@@ -37,6 +37,10 @@ func importDisk(ctx context.Context, s *store, args []string, out, progress io.W
 	if err := define.Stopped(ctx, v, def); err != nil {
 		return err
 	}
+	before, err := define.Block(ctx, v, def)
+	if err != nil {
+		return err
+	}
 	d, err := v.OpenDisk(ctx, vm, disk)
 	if err != nil {
 		return err
@@ -59,6 +63,14 @@ func importDisk(ctx context.Context, s *store, args []string, out, progress io.W
 	}
 	if err != nil {
 		return err
+	}
+	// Nothing keeps a host from starting the VM meanwhile, but its block shows that one did.
+	after, err := define.Block(ctx, v, def)
+	if err != nil {
+		return err
+	}
+	if after != before {
+		return fmt.Errorf("VM %s was started while disk %s was written, which is a mixture now: stop it and import again", vm, disk)
 	}
 	fmt.Fprintf(out, "%s is on disk %s of VM %s, %d MiB were written\n", path, disk, vm, written>>20)
 	return nil

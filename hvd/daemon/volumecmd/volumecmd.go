@@ -1,5 +1,5 @@
 // Package volumecmd is what the program hvd does to a volume from the command line, on any machine: format, check and
-// list one, define a VM, fill a disk.
+// list one, go back to older definitions, define a VM, fill a disk.
 //
 // # Place
 //
@@ -28,6 +28,7 @@ var ErrUsage = errors.New("wrong use")
 const Usage = `  hvd volume format VOLUME                  make an empty volume Duet's
   hvd volume check VOLUME                   look whether it is undamaged, and what its target can do
   hvd volume list VOLUME                    its VMs and disks
+  hvd volume rollback VOLUME                go back to older VM definitions, where the newest are damaged
   hvd volume create VOLUME DEFINITION       define a VM, from a file of JSON
   hvd disk import VOLUME VM DISK IMAGE      copy a raw disk image onto a disk of a VM that is stopped
 
@@ -41,16 +42,16 @@ VOLUME is one of
 // to progress, line by line.
 func Run(ctx context.Context, word string, args []string, out, progress io.Writer) error {
 	if len(args) == 0 {
-		return ErrUsage
+		return fmt.Errorf("%w: hvd %s does what? It can %s", ErrUsage, word, verbs[word])
+	}
+	c, ok := commands[word+" "+args[0]]
+	if !ok {
+		return fmt.Errorf("%w: there is no hvd %s %.40s", ErrUsage, word, args[0])
 	}
 	var a access
 	rest, err := a.parse(word, args[1:])
 	if err != nil {
 		return err
-	}
-	c, ok := commands[word+" "+args[0]]
-	if !ok {
-		return fmt.Errorf("%w: there is no hvd %s %s", ErrUsage, word, args[0])
 	}
 	if len(rest) != c.args {
 		return fmt.Errorf("%w: %d arguments after the flags, expected %d", ErrUsage, len(rest), c.args)
@@ -70,12 +71,16 @@ type command struct {
 }
 
 var commands = map[string]command{
-	"volume format": {0, true, format},
-	"volume check":  {0, false, check},
-	"volume list":   {0, false, list},
-	"volume create": {1, true, create},
-	"disk import":   {3, true, importDisk},
+	"volume format":   {0, true, format},
+	"volume check":    {0, false, check},
+	"volume list":     {0, false, list},
+	"volume rollback": {0, true, rollback},
+	"volume create":   {1, true, create},
+	"disk import":     {3, true, importDisk},
 }
+
+// verbs are what may follow each word.
+var verbs = map[string]string{"volume": "format, check, list, rollback, create", "disk": "import"}
 
 func format(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 	if err := volume.Format(ctx, s); err != nil {
@@ -164,6 +169,25 @@ func describe(b pair.Block) string {
 		return fmt.Sprintf("protected, epoch %d", b.Epoch)
 	}
 	return "stopped"
+}
+
+// rollback returns to the older copy of the VM definitions, and says what it holds. It does so only where the newest one
+// is damaged.
+func rollback(ctx context.Context, s *store, args []string, out, progress io.Writer) error {
+	v, err := volume.Open(ctx, s)
+	switch {
+	case err == nil:
+		return errors.New("the newest VM definitions are undamaged: there is nothing to go back from")
+	case v == nil || !errors.Is(err, volume.ErrDamaged):
+		return err
+	}
+	if err := s.join(ctx); err != nil {
+		return err
+	}
+	if err := v.Rollback(ctx); err != nil {
+		return err
+	}
+	return list(ctx, s, args, out, progress)
 }
 
 func create(ctx context.Context, s *store, args []string, out, _ io.Writer) error {

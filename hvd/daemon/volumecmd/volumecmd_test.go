@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -99,6 +100,32 @@ func TestVolumeInFile(t *testing.T) {
 	}
 }
 
+// TestRollback damages the newest VM definitions, and goes back to those before.
+func TestRollback(t *testing.T) {
+	b := newBench(t)
+	b.ok("volume format --file /volume", "is ready")
+	b.ok("volume create --file /volume /db.json", "VM db is defined")
+	b.write("web.json", []byte(`{"name":"web","memory_mib":64,"disks":[{"name":"root","size_bytes":1048576}]}`))
+	b.ok("volume create --file /volume /web.json", "VM web is defined")
+	b.fails("volume rollback --file /volume", "nothing to go back from")
+
+	content, err := os.ReadFile(b.path("volume"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(content, []byte(`"name": "web"`))
+	if at < 0 || bytes.Count(content, []byte(`"name": "web"`)) != 1 {
+		t.Fatalf("VM web isn't in exactly one copy of the definitions (%d)", at)
+	}
+	content[at+1] ^= 1
+	b.write("volume", content)
+	b.fails("volume list --file /volume", `"hvd volume rollback" returns to them`)
+	b.ok("volume rollback --file /volume", "db  stopped  64 MiB")
+	if out, err := b.run("volume list --file /volume"); err != nil || strings.Contains(out, "web") {
+		t.Errorf("after the rollback: %v, %q", err, out)
+	}
+}
+
 // open opens the bench's volume for the rest of the test.
 func (b *bench) open() *volume.Volume {
 	b.t.Helper()
@@ -185,11 +212,33 @@ func TestImportRefused(t *testing.T) {
 	b.ok("volume list --file /volume", "one host's, epoch 7")
 	b.fails("disk import --file /volume db root /image", "VM db isn't stopped")
 
+	// It was stopped, and is started while the disk is written.
+	free := pair.Block{VM: pair.UUID(id), Kind: pair.Free, Epoch: 8, Nonce: pair.Nonce{Incarnation: 1, N: 2}}
+	write := func(p pair.Block) {
+		if err := v.Blocks().Write(ctx, v.ArbiterLBA(def.Slot), arbiter.Encode(p, 512)); err != nil {
+			t.Error(err)
+		}
+	}
+	write(free)
+	started := writerFunc(func() { write(solo) })
+	err = Run(ctx, "disk", []string{"import", "--file", b.path("volume"), "db", "root", b.path("image")}, io.Discard, started)
+	if err == nil || !strings.Contains(err.Error(), "VM db was started while disk root was written") {
+		t.Errorf("import into a VM that starts: %v", err)
+	}
+
 	if err := v.Blocks().Write(ctx, v.ArbiterLBA(def.Slot), bytes.Repeat([]byte{1}, 512)); err != nil {
 		t.Fatal(err)
 	}
 	b.ok("volume list --file /volume", "damaged arbiter block")
 	b.fails("volume check --file /volume", "not a valid arbiter block")
+}
+
+// writerFunc is called for each write.
+type writerFunc func()
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f()
+	return len(p), nil
 }
 
 func TestUsage(t *testing.T) {

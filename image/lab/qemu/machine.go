@@ -279,19 +279,6 @@ func (m *Machine) PowerOff(ctx context.Context) error {
 	return m.qmp.execute(ctx, "system_powerdown", nil, nil)
 }
 
-// Quit ends QEMU in order, so that its disk is flushed.
-func (m *Machine) Quit(ctx context.Context) error {
-	if err := m.qmp.execute(ctx, "quit", nil, nil); err != nil {
-		return err
-	}
-	select {
-	case <-m.done:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // Query runs any QMP command and decodes what it returns into out, if that is not nil.
 func (m *Machine) Query(ctx context.Context, command string, args, out any) error {
 	return m.qmp.execute(ctx, command, args, out)

@@ -88,6 +88,9 @@ type Event struct {
 	Kind EventKind
 	ID   ID // but for Packet
 	Data []byte
+	// Answer marks a Packet that a guest can ask for as often as it likes, and
+	// that may be lost.
+	Answer bool
 }
 
 // conn is one connection.
@@ -291,7 +294,11 @@ func (m *Machine) refuse(h header) {
 		srcCID: HostCID, dstCID: m.cid, srcPort: h.dstPort, dstPort: h.srcPort,
 		typ: h.typ, op: opReset,
 	}.encode(nil))
+	m.answer()
 }
+
+// answer marks the last event as an Answer.
+func (m *Machine) answer() { m.events[len(m.events)-1].Answer = true }
 
 // handle does what a packet of a connection says.
 func (m *Machine) handle(c *conn, h header, payload []byte) {
@@ -315,6 +322,7 @@ func (m *Machine) handle(c *conn, h header, payload []byte) {
 		m.finish(c)
 	case h.op == opCreditRequest && c.open:
 		m.packet(c, opCreditUpdate, 0, nil)
+		m.answer()
 	case h.op == opCreditUpdate && c.open:
 	default:
 		m.Abort(c.id)

@@ -21,8 +21,8 @@ const (
 
 	maxClients = 2 * MaxConns // sockets, those that haven't connected included
 	maxRequest = 32           // bytes of a CONNECT line
-	maxOut     = 256 << 10    // bytes of packets that wait for the guest
-	maxRefused = 1024         // packets that may wait when maxOut is passed
+	maxOut     = 256 << 10    // bytes of packets that wait for the guest before clients do
+	maxAnswers = 1024         // packets that may wait before answers are dropped
 )
 
 // Server listens on a Unix socket and connects its clients to the guest.
@@ -114,8 +114,9 @@ func (s *Server) Close() error {
 func (s *Server) spread() {
 	for _, e := range s.machine.Take() {
 		if e.Kind == Packet {
-			// Packets beyond both limits answer a guest that floods us.
-			if s.outSize < maxOut || len(s.out) < maxRefused {
+			// A guest may flood us with what asks for an answer. The others are
+			// bounded by the connections' windows, and none may be lost.
+			if !e.Answer || len(s.out) < maxAnswers {
 				s.out = append(s.out, e.Data)
 				s.outSize += len(e.Data)
 			}

@@ -182,6 +182,42 @@ func TestServerReset(t *testing.T) {
 	}
 }
 
+// TestServerLosesOnlyAnswers lets packets pile up before a guest that takes none, while it floods the host.
+func TestServerLosesOnlyAnswers(t *testing.T) {
+	s := &Server{machine: NewMachine(guestCID), streams: map[ID]*stream{}}
+	s.changed.L = &s.mu
+	want := 0 // packets that must not be lost
+	var last ID
+	for range 4 {
+		id, err := s.machine.Connect(guestPort)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want++
+		s.FromGuest(reply(id, opResponse, 0, 1<<20, 0, ""))
+		for s.machine.Window(id) > 0 {
+			for sent := 0; sent < 500; {
+				sent += s.machine.Send(id, []byte("x"))
+				want++
+			}
+			rest := min(s.machine.Window(id), 10*MaxPayload)
+			s.do(func() { s.machine.Send(id, make([]byte, rest)) })
+			want += (rest + MaxPayload - 1) / MaxPayload
+		}
+		last = id
+	}
+	if s.outSize < 2*maxOut {
+		t.Fatalf("only %d bytes wait", s.outSize)
+	}
+	for range 3 * maxAnswers {
+		s.FromGuest(reply(last, opCreditRequest, 0, 1<<20, 0, ""))
+		s.FromGuest(reply(last+1, opData, 0, 1<<20, 0, "x"))
+	}
+	if n := len(s.out); n < want || n > want+maxAnswers {
+		t.Errorf("%d packets wait, want %d and at most %d answers", n, want, maxAnswers)
+	}
+}
+
 func TestServerClientGone(t *testing.T) {
 	g, path := serve(t)
 	c, _, _ := dial(t, path, fmt.Sprintf("CONNECT %d\n", guestPort))
