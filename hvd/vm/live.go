@@ -53,7 +53,7 @@ func (e *Engine) Live(ctx context.Context) error {
 			return err
 		}
 		if e.held() > maxHeld {
-			e.rest(ctx, time.Now().Add(fullWait))
+			e.rest(ctx, time.Now().Add(fullWait), e.lag.bell)
 			continue
 		}
 		if e.m.Waiting() {
@@ -239,12 +239,12 @@ func (e *Engine) halt(ctx context.Context) {
 	if deadline, armed := e.m.Deadline(); armed {
 		until = e.clock.host(deadline)
 	}
-	e.rest(ctx, until)
+	// An acknowledgement lets effects go without the loop.
+	e.rest(ctx, until, nil)
 }
 
-// rest keeps the guest still until then, or until an input or an
-// acknowledgement comes.
-func (e *Engine) rest(ctx context.Context, until time.Time) {
+// rest keeps the guest still until then, or until an input comes or bell rings.
+func (e *Engine) rest(ctx context.Context, until time.Time, bell <-chan struct{}) {
 	e.kick.idle()
 	timer := time.NewTimer(time.Until(until))
 	defer timer.Stop()
@@ -252,7 +252,7 @@ func (e *Engine) rest(ctx context.Context, until time.Time) {
 	case <-ctx.Done():
 	case <-timer.C:
 	case <-e.inbox.bell:
-	case <-e.lag.bell:
+	case <-bell:
 	}
 }
 
