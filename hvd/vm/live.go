@@ -3,7 +3,6 @@ package vm
 import (
 	"context"
 	"errors"
-	"runtime"
 	"time"
 
 	"github.com/duet-ft/duet/hvd/board"
@@ -15,8 +14,11 @@ import (
 // ends (ErrPowerOff, ErrReset or machine.ErrStopped) or something breaks. It
 // starts alone, with the gate as it is; Record makes it a primary.
 func (e *Engine) Live(ctx context.Context) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	release, err := holdThread()
+	if err != nil {
+		return err
+	}
+	defer release()
 	switch e.m.Ended() { // as a secondary, before its primary could say so
 	case board.PowerOff:
 		return ErrPowerOff

@@ -3,7 +3,6 @@ package vm
 import (
 	"context"
 	"errors"
-	"runtime"
 	"sync"
 	"time"
 
@@ -106,8 +105,11 @@ const ackEvery = time.Millisecond
 // must not block. Replay returns nil after Consume, when all of the log has
 // been executed: the machine can go live. ErrDiverged means that it can't.
 func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received, verified uint64)) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	release, err := holdThread()
+	if err != nil {
+		return err
+	}
+	defer release()
 	if err := e.m.SetLogged(true); err != nil {
 		return err
 	}
