@@ -19,10 +19,8 @@ type inbox struct {
 	queue []event.Entry
 	bytes int
 	since time.Time // when the first of the queue came
-	bell  chan struct{}
+	bell  *doorbell
 }
-
-func (b *inbox) init() { b.bell = make(chan struct{}, 1) }
 
 func (b *inbox) put(in event.Entry) bool {
 	b.mu.Lock()
@@ -38,15 +36,8 @@ func (b *inbox) put(in event.Entry) bool {
 	b.queue = append(b.queue, in)
 	b.bytes += len(in.Data)
 	b.mu.Unlock()
-	b.wake()
+	b.bell.ring()
 	return true
-}
-
-func (b *inbox) wake() {
-	select {
-	case b.bell <- struct{}{}:
-	default:
-	}
 }
 
 func (b *inbox) take() []event.Entry {

@@ -37,7 +37,13 @@ func (e *Engine) Live(ctx context.Context) error {
 		e.stopTraps()
 	}
 	e.clock.start(e.m.Clock())
-	e.kick.start(e)
+	if err := e.bell.open(); err != nil {
+		return err
+	}
+	defer e.bell.close()
+	if err := e.kick.start(e); err != nil {
+		return err
+	}
 	defer e.kick.end()
 	defer e.lastTape()
 	defer context.AfterFunc(ctx, e.wake)()
@@ -54,12 +60,14 @@ func (e *Engine) Live(ctx context.Context) error {
 		if err := e.flush(false); err != nil {
 			return err
 		}
-		if e.held() > maxHeld {
-			e.rest(ctx, time.Now().Add(fullWait), e.lag.bell)
+		full := e.held() > maxHeld
+		if e.wanting.Store(full); full {
+			e.kick.idle()
+			e.bell.wait(fullWait)
 			continue
 		}
 		if e.m.Waiting() {
-			e.halt(ctx)
+			e.halt()
 			continue
 		}
 		e.throttle(ctx)
@@ -183,13 +191,11 @@ func (e *Engine) final(ctx context.Context, cause error) error {
 			return errors.Join(cause, err)
 		}
 	}
+	e.wanting.Store(true) // before looking, so that none is missed
+	defer e.wanting.Store(false)
 	for ctx.Err() == nil && e.held() > 0 {
-		select {
-		case <-ctx.Done():
-		case <-e.lag.bell:
-		case <-e.inbox.bell:
-			e.commands()
-		}
+		e.bell.wait(time.Hour)
+		e.commands()
 	}
 	return cause
 }
@@ -235,27 +241,15 @@ func (e *Engine) effects(effects []board.Effect, lsn uint64) error {
 	return nil
 }
 
-// halt waits until an input is due.
-func (e *Engine) halt(ctx context.Context) {
+// halt waits until an input is due. An acknowledgement lets effects go without
+// the loop.
+func (e *Engine) halt() {
 	until := time.Now().Add(time.Hour)
 	if deadline, armed := e.m.Deadline(); armed {
 		until = e.clock.host(deadline)
 	}
-	// An acknowledgement lets effects go without the loop.
-	e.rest(ctx, until, nil)
-}
-
-// rest keeps the guest still until then, or until an input comes or bell rings.
-func (e *Engine) rest(ctx context.Context, until time.Time, bell <-chan struct{}) {
 	e.kick.idle()
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-e.inbox.bell:
-	case <-bell:
-	}
+	e.bell.wait(time.Until(until))
 }
 
 // end makes Live return cause.

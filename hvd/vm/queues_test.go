@@ -9,8 +9,7 @@ import (
 )
 
 func TestInboxIsBoundedButForDisks(t *testing.T) {
-	var b inbox
-	b.init()
+	b := inbox{bell: &doorbell{}}
 	for i := range maxQueued {
 		if !b.put(event.Entry{Kind: event.Frame}) {
 			t.Fatalf("frame %d of %d was refused", i, maxQueued)
@@ -63,7 +62,7 @@ func TestLag(t *testing.T) {
 
 func TestFeed(t *testing.T) {
 	e := &Engine{}
-	e.feed.init()
+	e.feed.bell = &e.bell
 	var consumed []uint64
 	e.AskConsumed(func(lsn uint64) { consumed = append(consumed, lsn) })
 	if err := e.Feed(0, []byte{1, 2}); err != nil {
