@@ -11,9 +11,8 @@
 //
 // It runs benchmarks of hvd/machine, hvd/vm (on the guest of image/guest) and
 // ftlink/session by image/nested; table.go, which is pure, compares what they
-// print. With
-// -traps it shows, for each kind of load and each set of counted traps, how inputs
-// found their positions.
+// print. With -traps it shows, for each kind of load and each set of counted traps,
+// how inputs found their positions.
 package main
 
 import (
