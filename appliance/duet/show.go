@@ -108,6 +108,9 @@ func showVM(ctx context.Context, e env) error {
 		row(w, "disk", "%d reads, %d writes", c.DiskReads, c.DiskWrites)
 		row(w, "network", "%d frames in, %d out", c.FramesIn, c.FramesOut)
 		row(w, "output delay", "%.2f ms, 99 %% below %.2f ms", c.DelayMedianMS, c.DelayP99MS)
+		if v.EchoMS > 0 {
+			row(w, "round trip", "%.2f ms of the direct link, %.2f ms from program to program", v.LinkMS, v.EchoMS)
+		}
 		if s := v.Seed; s != nil {
 			row(w, "last transfer", "%d pages (%d were there), %d bytes, %d rounds, %.0f ms, pause %.1f ms", s.Pages, s.Known, s.Bytes, s.Rounds, s.TotalMS, s.PauseMS)
 		}

@@ -2,10 +2,15 @@ package session
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // batchSize is how many bytes one system call writes or reads at most, about.
@@ -19,8 +24,9 @@ const (
 // one (16 KiB each) into few system calls.
 type batched struct {
 	net.Conn
-	in *bufio.Reader
-	t  *traffic
+	in  *bufio.Reader
+	raw syscall.RawConn // nil: this kind of connection has none
+	t   *traffic
 
 	mu     sync.Mutex
 	corked bool
@@ -29,7 +35,11 @@ type batched struct {
 }
 
 func newBatched(c net.Conn, t *traffic) *batched {
-	return &batched{Conn: c, t: t, in: bufio.NewReaderSize(countedReader{c, t}, readSize)}
+	b := &batched{Conn: c, t: t, in: bufio.NewReaderSize(countedReader{c, t}, readSize)}
+	if s, ok := c.(syscall.Conn); ok {
+		b.raw, _ = s.SyscallConn() // without it, uncork does offer's work
+	}
+	return b
 }
 
 func (b *batched) Read(p []byte) (int, error) { return b.in.Read(p) }
@@ -64,6 +74,31 @@ func (b *batched) uncork() error {
 	defer b.mu.Unlock()
 	b.corked = false
 	return b.flush()
+}
+
+// offer writes what was gathered as far as the network takes it at once. If some
+// is left, uncork has to be called before anything else is written.
+func (b *batched) offer() (left bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.buf) == 0 || b.raw == nil {
+		return len(b.buf) > 0, nil
+	}
+	var n int
+	closed := b.raw.Control(func(fd uintptr) { n, err = unix.Write(int(fd), b.buf) })
+	switch {
+	case closed != nil:
+		return false, closed
+	case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR):
+		return true, nil
+	case err != nil:
+		return false, &net.OpError{Op: "write", Net: "tcp", Err: os.NewSyscallError("write", err)}
+	}
+	b.t.writes.Add(1)
+	b.t.bytesOut.Add(uint64(n))
+	b.buf = append(b.buf[:0], b.buf[n:]...)
+	b.corked = len(b.buf) > 0
+	return b.corked, nil
 }
 
 // setStall limits how long each later write may take.

@@ -20,6 +20,8 @@ const (
 	bulkQueue = 1 << 20
 	// maxQueue is the same for all other frames.
 	maxQueue = 16 << 20
+	// inlineMost is the most that a sender writes by itself, in bytes.
+	inlineMost = 16 << 10
 	// keepQueue is the size of a queue's buffer that is used again.
 	keepQueue = 2 << 20
 	// byeGrace is how long a stream that was closed may take to deliver what
@@ -30,6 +32,10 @@ const (
 // Conn is one stream to the peer. Sending is safe for concurrent use. A frame
 // goes out at once; those that are sent while the one before is being written
 // share the next write.
+//
+// A goroutine of its own writes. Little of the log and acknowledgements, which the
+// guest's effects wait for, are written by who sends them if the network takes
+// them without a wait: to wake a thread may take longer than the wire.
 type Conn struct {
 	net    *batched
 	tls    *tls.Conn
@@ -39,11 +45,15 @@ type Conn struct {
 	t      *traffic
 
 	mu      sync.Mutex
-	changed *sync.Cond // out, written or err
-	out     []byte     // frames that wait for the writer
+	changed *sync.Cond // written or err
+	work    *sync.Cond // for the writer: out, left, busy or err
+	busy    bool       // somebody writes
+	left    bool       // net holds what the network didn't take
+	out     []byte     // frames that wait to be written
 	spare   []byte
 	queued  uint64 // bytes of frames sent so far
-	written uint64 // bytes of frames handed to the network so far
+	taken   uint64 // those of them that have left out
+	written uint64 // those of them that were handed to the network
 	closing bool
 	err     error // why the stream ended
 
@@ -52,7 +62,7 @@ type Conn struct {
 
 func newConn(n *batched, t *tls.Conn, r *wire.Reader, peer wire.Hello, remote netip.AddrPort) *Conn {
 	c := &Conn{net: n, tls: t, reader: r, peer: peer, remote: remote, t: n.t, done: make(chan struct{})}
-	c.changed = sync.NewCond(&c.mu)
+	c.changed, c.work = sync.NewCond(&c.mu), sync.NewCond(&c.mu)
 	return c
 }
 
@@ -77,7 +87,7 @@ func (c *Conn) Send(f wire.Frame) error {
 	if f.Type == wire.TypePages || f.Type == wire.TypeState {
 		limit = bulkQueue
 	}
-	return c.enqueue(limit, func(dst []byte) []byte { return wire.Append(dst, f) })
+	return c.enqueue(limit, false, func(dst []byte) []byte { return wire.Append(dst, f) })
 }
 
 // SendLog queues the bytes of the log that start at lsn.
@@ -88,7 +98,7 @@ func (c *Conn) SendLog(lsn uint64, log []byte) error {
 	b := scratch.Get().(*[]byte)
 	defer scratch.Put(b)
 	*b = wire.AppendLog((*b)[:0], lsn, log)
-	err := c.enqueue(maxQueue, func(dst []byte) []byte { return append(dst, *b...) })
+	err := c.enqueue(maxQueue, true, func(dst []byte) []byte { return append(dst, *b...) })
 	if cap(*b) > keepQueue {
 		*b = nil
 	}
@@ -97,7 +107,7 @@ func (c *Conn) SendLog(lsn uint64, log []byte) error {
 
 // SendAck queues an acknowledgement: the LSNs that are received and verified.
 func (c *Conn) SendAck(received, verified uint64) error {
-	return c.enqueue(maxQueue, func(dst []byte) []byte { return wire.AppendAck(dst, received, verified) })
+	return c.enqueue(maxQueue, true, func(dst []byte) []byte { return wire.AppendAck(dst, received, verified) })
 }
 
 // SendPages queues a Pages frame; see wire.AppendPages.
@@ -116,8 +126,8 @@ func (c *Conn) SendPages(pages []int, page func(int) []byte) error {
 var scratch = sync.Pool{New: func() any { return new([]byte) }}
 
 // enqueue lets encode append a frame to the queue once less than limit bytes
-// wait in it.
-func (c *Conn) enqueue(limit uint64, encode func([]byte) []byte) error {
+// wait in it. One that is urgent is written here and now, if it can be.
+func (c *Conn) enqueue(limit uint64, urgent bool, encode func([]byte) []byte) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.err == nil && !c.closing && c.queued-c.written >= limit {
@@ -130,6 +140,12 @@ func (c *Conn) enqueue(limit uint64, encode func([]byte) []byte) error {
 		return ErrClosed
 	}
 	c.push(encode)
+	if urgent && !c.busy && !c.left && len(c.out) <= inlineMost {
+		c.hand(c.offer)
+	}
+	if len(c.out) > 0 || c.left {
+		c.work.Signal()
+	}
 	return nil
 }
 
@@ -138,7 +154,6 @@ func (c *Conn) push(encode func([]byte) []byte) {
 	c.out = encode(c.out)
 	c.queued += uint64(len(c.out) - n)
 	c.t.framesOut.Add(1)
-	c.changed.Broadcast()
 }
 
 // Pending is how many bytes of frames wait to be handed to the network.
@@ -168,6 +183,7 @@ func (c *Conn) Close(reason string) {
 	}
 	c.closing = true
 	c.push(func(dst []byte) []byte { return wire.Append(dst, byeFrame(reason)) })
+	c.work.Signal()
 	time.AfterFunc(byeGrace, func() { c.Abort(ErrClosed) })
 }
 
@@ -185,6 +201,7 @@ func (c *Conn) Abort(err error) {
 	c.err = err
 	c.out, c.spare = nil, nil
 	c.changed.Broadcast()
+	c.work.Signal()
 	// Not tls.Conn.Close: it would write an alert, and wait for it. What the
 	// peer is to know has been said by Bye. The error says nothing new.
 	_ = c.net.Close()
@@ -201,35 +218,57 @@ func (c *Conn) write() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
-		for len(c.out) == 0 && c.err == nil {
-			c.changed.Wait()
+		for c.err == nil && (c.busy || len(c.out) == 0 && !c.left) {
+			c.work.Wait()
 		}
 		if c.err != nil {
 			return
 		}
-		b := c.out
-		c.out = c.spare[:0]
-		c.mu.Unlock()
-		err := c.writeOut(b)
-		if err != nil {
-			c.Abort(lost(err))
-		}
-		c.mu.Lock()
-		c.written += uint64(len(b))
-		c.spare = nil
-		if cap(b) <= keepQueue {
-			c.spare = b
-		}
-		c.changed.Broadcast()
+		c.hand(c.writeOut)
 	}
 }
 
-func (c *Conn) writeOut(b []byte) error {
+// hand takes the queue and has to write it, without the lock. Some may be left
+// for the writer.
+func (c *Conn) hand(to func([]byte) (left bool, err error)) {
+	b := c.out
+	c.out, c.busy = c.spare[:0], true
+	c.mu.Unlock()
+	left, err := to(b)
+	if err != nil {
+		c.Abort(lost(err))
+	}
+	c.mu.Lock()
+	c.busy, c.left = false, left
+	if c.taken += uint64(len(b)); !left {
+		c.written = c.taken
+	}
+	c.spare = nil
+	if cap(b) <= keepQueue {
+		c.spare = b
+	}
+	c.changed.Broadcast()
+}
+
+// writeOut writes b and what offer has left.
+func (c *Conn) writeOut(b []byte) (left bool, err error) {
+	c.net.cork()
+	if len(b) > 0 {
+		if _, err := c.tls.Write(b); err != nil {
+			return false, err
+		}
+	}
+	return false, c.net.uncork()
+}
+
+// offer writes what the network takes of b at once. b is little, so TLS makes
+// records of it without a write.
+func (c *Conn) offer(b []byte) (left bool, err error) {
 	c.net.cork()
 	if _, err := c.tls.Write(b); err != nil {
-		return err
+		return false, err
 	}
-	return c.net.uncork()
+	return c.net.offer()
 }
 
 // read hands frames to h until the stream ends.

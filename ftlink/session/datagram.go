@@ -31,6 +31,8 @@ type datagramKind uint8
 const (
 	kindHeartbeat datagramKind = 1
 	kindBeacon    datagramKind = 2
+	kindEcho      datagramKind = 3
+	kindAnswer    datagramKind = 4
 )
 
 var errMalformed = errors.New("malformed datagram")
@@ -69,7 +71,8 @@ func parseDatagram(b []byte) (datagram, error) {
 		payload:     b[datagramHeader : len(b)-macSize],
 	}
 	switch {
-	case d.kind != kindHeartbeat && d.kind != kindBeacon,
+	case d.kind < kindHeartbeat || d.kind > kindAnswer,
+		d.kind >= kindEcho && len(d.payload) != echoSize,
 		d.path != Direct && d.path != Management,
 		d.slot > MaxSlot && d.slot != hostSlotByte,
 		len(d.payload) > MaxHeartbeat:

@@ -114,7 +114,8 @@ func TestAccept(t *testing.T) {
 		{"good", with(func(*datagram) {}), PathStats{Received: 1}},
 		{"other path", with(func(d *datagram) { d.path = Management }), PathStats{Malformed: 1}},
 		{"other slot", with(func(d *datagram) { d.slot = 6 }), PathStats{Malformed: 1}},
-		{"unknown kind", with(func(d *datagram) { d.kind = 3 }), PathStats{Malformed: 1}},
+		{"unknown kind", with(func(d *datagram) { d.kind = kindAnswer + 1 }), PathStats{Malformed: 1}},
+		{"an echo of another size", with(func(d *datagram) { d.kind = kindEcho }), PathStats{Malformed: 1}},
 		{"too long", with(func(d *datagram) { d.payload = make([]byte, MaxHeartbeat+1) }), PathStats{Malformed: 1}},
 		{"too short", bitflip[:datagramMin-1], PathStats{Malformed: 1}},
 		{"bit flipped", bitflip, PathStats{Unverified: 1}},
@@ -136,10 +137,10 @@ func TestAccept(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := judge(t)
 			p.guard.accept(5, 50)
-			payload, ok := p.accept(c.in, netip.MustParseAddrPort("[fe80::a%eth1]:7105"))
+			got, ok := p.accept(c.in, netip.MustParseAddrPort("[fe80::a%eth1]:7105"))
 			beat := c.want.Received == 1 && !strings.Contains(c.name, "beacon")
-			if ok != beat || (ok && string(payload) != "beat") {
-				t.Errorf("payload %q, %v", payload, ok)
+			if ok != beat || (ok && string(got.payload) != "beat") {
+				t.Errorf("payload %q, %v", got.payload, ok)
 			}
 			if d := cmp.Diff(c.want, p.snapshot(), cmpopts.EquateComparable(netip.AddrPort{})); d != "" {
 				t.Error(d)

@@ -37,6 +37,7 @@ type Link struct {
 	keys       macKeys
 	paths      []*path // the direct one first
 	traffic    traffic
+	trips      trips
 	complaints complaints
 
 	mu      sync.Mutex
@@ -53,6 +54,7 @@ func (l *Link) Run(ctx context.Context) {
 		wg.Go(func() { p.run(ctx) })
 	}
 	wg.Go(func() { l.beacons(ctx) })
+	wg.Go(func() { l.echo(ctx) })
 	if l.cfg.dials() {
 		wg.Go(func() { l.dial(ctx) })
 	} else {

@@ -84,27 +84,34 @@ func (p *path) receive(ctx context.Context, socket *net.UDPConn) error {
 			return err
 		}
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
-		if payload, ok := p.accept(buf[:n], from); ok {
-			p.link.cfg.Handler.Heartbeat(p.kind, payload)
+		d, ok := p.accept(buf[:n], from)
+		switch {
+		case !ok:
+		case d.kind == kindHeartbeat:
+			p.link.cfg.Handler.Heartbeat(p.kind, d.payload)
+		case d.kind == kindEcho:
+			p.send(kindAnswer, from, d.payload)
+		case d.kind == kindAnswer:
+			p.link.trips.answered(d.payload, time.Now())
 		}
 	}
 }
 
-// accept judges a datagram. It returns the payload of a heartbeat that counts;
-// a beacon that counts it keeps to itself.
-func (p *path) accept(b []byte, from netip.AddrPort) ([]byte, bool) {
+// accept judges a datagram, and reports whether it counts; a beacon that counts it
+// keeps to itself.
+func (p *path) accept(b []byte, from netip.AddrPort) (datagram, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	d, err := parseDatagram(b)
 	if err != nil || d.path != p.kind || d.slot != p.link.cfg.slotByte() {
 		p.stats.Malformed++
-		return nil, false
+		return datagram{}, false
 	}
 	var hint beacon
 	if d.kind == kindBeacon {
 		if hint, err = parseBeacon(d.payload); err != nil || hint.address != from.Addr().WithZone("") {
 			p.stats.Malformed++
-			return nil, false
+			return datagram{}, false
 		}
 	}
 	fresh := p.guard.fresh(d.incarnation, d.counter)
@@ -113,14 +120,14 @@ func (p *path) accept(b []byte, from netip.AddrPort) ([]byte, bool) {
 	// all there is when the peer's clock went back.
 	if !fresh && (d.kind != kindBeacon || p.guard.pinned) {
 		p.stats.Stale++
-		return nil, false
+		return datagram{}, false
 	}
 	if !authentic(b, p.link.keys.in) {
 		p.stats.Unverified++
 		if d.kind == kindBeacon {
 			p.stats.Stranger = fmt.Sprintf("%s %x", strconv.QuoteToASCII(hint.name), hint.fingerprint)
 		}
-		return nil, false
+		return datagram{}, false
 	}
 	renewed := fresh && d.incarnation != p.guard.incarnation
 	if fresh {
@@ -129,9 +136,9 @@ func (p *path) accept(b []byte, from netip.AddrPort) ([]byte, bool) {
 	p.stats.Received++
 	if d.kind == kindBeacon {
 		p.learn(from, renewed)
-		return nil, false
+		return datagram{}, false
 	}
-	return d.payload, true
+	return d, true
 }
 
 // learn notes where the peer is. A new address, or a process that has just

@@ -32,7 +32,7 @@
 //
 //	magic        4 bytes "duet"
 //	version      u8, 1
-//	kind         u8: 1 heartbeat, 2 beacon
+//	kind         u8: 1 heartbeat, 2 beacon, 3 echo, 4 its answer
 //	path         u8: 1 direct, 2 management
 //	slot         u8, 255 for the hosts' own link
 //	incarnation  u64 of the sending process
@@ -56,6 +56,9 @@
 //
 // A beacon counts only if it came from the address that it names, so it can't
 // be repeated by another machine to attract traffic.
+//
+// An echo's payload is its number, 8 bytes, which the answer repeats. They go over
+// the direct path while a stream is up, and time the way to the peer's program.
 //
 // What isn't well-formed, fresh and authentic is dropped and counted.
 package session

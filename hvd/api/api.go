@@ -79,6 +79,7 @@ type VM struct {
 	ClockNS  uint64  `json:"clock_ns"` // guest time
 	LagMS    float64 `json:"lag_ms"`   // of the secondary's execution
 	LinkMS   float64 `json:"link_ms"`  // the direct link's round trip, without hvd at its ends; 0: not known
+	EchoMS   float64 `json:"echo_ms"`  // the same from hvd to hvd, the median of the last; 0: not known
 	LSN      uint64  `json:"lsn"`      // secondary: received; primary: written
 	Verified uint64  `json:"verified"` // LSN that the secondary has verified
 

@@ -96,8 +96,12 @@ func (m *Machine) DigestDue() bool {
 var digestParts = [...]string{"memory", "cpu", "devices"}
 
 // Digest is the state's digest at this position: the data of a Digest entry.
-// Applying that entry compares it and begins the next one.
+// Applying that entry compares it and begins the next one; a primary, which does
+// so at once, computes it once.
 func (m *Machine) Digest() ([]byte, error) {
+	if m.digest != nil {
+		return m.digest, nil
+	}
 	// An access that is still to be finished would change registers later.
 	if err := m.cpu.Settle(); err != nil {
 		return nil, err
@@ -116,6 +120,7 @@ func (m *Machine) Digest() ([]byte, error) {
 	for _, h := range [...]uint64{m.window.hash, xxh3.Hash(s.Append(nil)), xxh3.Hash(b)} {
 		d = binary.LittleEndian.AppendUint32(d, uint32(h))
 	}
+	m.digest = d
 	return d, nil
 }
 
@@ -137,6 +142,7 @@ func (m *Machine) compareDigest(want []byte) error {
 	if len(want) != len(got) {
 		return fmt.Errorf("a digest of %d bytes", len(want))
 	}
+	m.digest = nil
 	var differ []string
 	for i, part := range digestParts {
 		if !bytes.Equal(got[4*i:4*i+4], want[4*i:4*i+4]) {

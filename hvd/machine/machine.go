@@ -107,6 +107,7 @@ type Machine struct {
 	logging bool     // KVM logs dirty pages
 	logged  bool     // the execution is recorded or replayed: harvests count
 	window  Sweep
+	digest  []byte // of this very state; nil: not known
 	trail   trail
 	cycle   time.Duration // sweepCycle
 	compare time.Duration // digestEvery
@@ -353,6 +354,9 @@ func (m *Machine) TakeEffects() []board.Effect {
 
 // Apply applies an input at the current position.
 func (m *Machine) Apply(e event.Entry) error {
+	if e.Kind != event.Digest {
+		m.digest = nil
+	}
 	switch e.Kind {
 	case event.Time:
 		// Timers fire at Deadline entries only, one by one.

@@ -32,7 +32,7 @@ func (m *Machine) prepare(stop uint64) (exited bool, err error) {
 	if m.Waiting() {
 		return false, m.diverged("halt", "it has halted with no interrupt pending, but the primary runs on")
 	}
-	m.halted = false
+	m.halted, m.digest = false, nil
 	if exited, err = m.inject(); err == nil && !exited {
 		m.cpu.SetStop(stop)
 	}

@@ -1,6 +1,7 @@
 package mem
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"github.com/zeebo/xxh3"
@@ -13,6 +14,12 @@ const (
 	entryFrame    = 1<<40 - 1 // of the entry shifted right by 12
 )
 
+// zeros is what many of a guest's pages are, and ofZeros its hash.
+var (
+	zeros   = make([]byte, PageSize)
+	ofZeros = xxh3.Hash(zeros)
+)
+
 // HashPage hashes page n so that two copies of a guest can be compared: a page
 // that may be one of the guest's page tables counts without its accessed bits.
 //
@@ -23,24 +30,25 @@ const (
 // few words. What the hash can't see is bit 5 of an odd word in the others.
 func (m *Memory) HashPage(n int) uint64 {
 	page := m.Page(n)
-	var bare [PageSize]byte
-	if !m.withoutAccessed(page, &bare) {
+	switch {
+	case bytes.Equal(page, zeros): // a third of what hashing takes
+		return ofZeros
+	case !m.mayBeTable(page):
 		return xxh3.Hash(page)
 	}
-	return xxh3.Hash(bare[:])
+	for i := 0; i < PageSize; i += 8 {
+		w := binary.LittleEndian.Uint64(page[i:])
+		binary.LittleEndian.PutUint64(m.bare[i:], w&^(w&entryPresent*entryAccessed))
+	}
+	return xxh3.Hash(m.bare[:])
 }
 
 // MayBeTable says that page n may be one of the guest's page tables, as HashPage
 // sees it, and has an accessed bit set: a processor may have written it without
 // the guest's doing.
-func (m *Memory) MayBeTable(n int) bool {
-	var bare [PageSize]byte
-	return m.withoutAccessed(m.Page(n), &bare)
-}
+func (m *Memory) MayBeTable(n int) bool { return m.mayBeTable(m.Page(n)) }
 
-// withoutAccessed copies page into bare without its accessed bits, and reports
-// false if it is no page table or has none of them set.
-func (m *Memory) withoutAccessed(page []byte, bare *[PageSize]byte) bool {
+func (m *Memory) mayBeTable(page []byte) bool {
 	frames := max(m.Size()+HighBase-LowMax, HighBase) / PageSize
 	any := uint64(0)
 	for i := 0; i < PageSize; i += 64 {
@@ -59,14 +67,5 @@ func (m *Memory) withoutAccessed(page []byte, bare *[PageSize]byte) bool {
 			any |= w
 		}
 	}
-	if any&entryAccessed == 0 {
-		return false
-	}
-	copy(bare[:], page)
-	for i := 0; i < PageSize; i += 8 {
-		if w := binary.LittleEndian.Uint64(page[i:]); w&entryPresent != 0 {
-			binary.LittleEndian.PutUint64(bare[i:], w&^entryAccessed)
-		}
-	}
-	return true
+	return any&entryAccessed != 0
 }

@@ -52,8 +52,9 @@ var ErrRange = errors.New("guest address out of range")
 // loop that drives the VM owns it while the virtual CPU is stopped.
 type Memory struct {
 	b     []byte
-	low   uint64   // bytes below the hole
-	dirty []uint64 // pages written by the VMM since the last TakeDirty
+	low   uint64         // bytes below the hole
+	dirty []uint64       // pages written by the VMM since the last TakeDirty
+	bare  [PageSize]byte // scratch of HashPage
 }
 
 // Region is one contiguous piece of guest memory.

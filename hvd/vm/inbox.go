@@ -20,15 +20,15 @@ type inbox struct {
 	queue []event.Entry
 	bytes int
 	since time.Time // when the first of the queue came
-	bell  chan struct{}
+	bell  *doorbell
 
 	vsock int           // bytes of vsock packets in the queue
 	room  int           // what the vsock device can take of them
 	taken chan struct{} // rings when the loop has looked at the queue
 }
 
-func (b *inbox) init(vsockRoom int) {
-	b.bell, b.taken, b.room = make(chan struct{}, 1), make(chan struct{}, 1), vsockRoom
+func (b *inbox) init(bell *doorbell, vsockRoom int) {
+	b.bell, b.taken, b.room = bell, make(chan struct{}, 1), vsockRoom
 }
 
 // fits says whether an input may wait. A disk owes each request one completion,
@@ -61,7 +61,7 @@ func (b *inbox) put(in event.Entry) bool {
 	b.queue = append(b.queue, in)
 	b.bytes += len(in.Data)
 	b.mu.Unlock()
-	b.wake()
+	b.bell.ring()
 	return true
 }
 
@@ -75,13 +75,6 @@ func (b *inbox) offer(ctx context.Context, in event.Entry) bool {
 		}
 	}
 	return true
-}
-
-func (b *inbox) wake() {
-	select {
-	case b.bell <- struct{}{}:
-	default:
-	}
 }
 
 // take empties the queue. vsockRoom is what the vsock device can take at this

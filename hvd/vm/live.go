@@ -3,7 +3,6 @@ package vm
 import (
 	"context"
 	"errors"
-	"runtime"
 	"time"
 
 	"github.com/duet-ft/duet/hvd/board"
@@ -15,8 +14,11 @@ import (
 // ends (ErrPowerOff, ErrReset or machine.ErrStopped) or something breaks. It
 // starts alone, with the gate as it is; Record makes it a primary.
 func (e *Engine) Live(ctx context.Context) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	release, err := holdThread()
+	if err != nil {
+		return err
+	}
+	defer release()
 	defer close(e.over)
 	switch e.m.Ended() { // as a secondary, before its primary could say so
 	case board.PowerOff:
@@ -36,7 +38,13 @@ func (e *Engine) Live(ctx context.Context) error {
 		e.stopTraps()
 	}
 	e.clock.start(e.m.Clock())
-	e.kick.start(e)
+	if err := e.bell.open(); err != nil {
+		return err
+	}
+	defer e.bell.close()
+	if err := e.kick.start(e); err != nil {
+		return err
+	}
 	defer e.kick.end()
 	defer e.lastTape()
 	defer context.AfterFunc(ctx, e.wake)()
@@ -53,12 +61,14 @@ func (e *Engine) Live(ctx context.Context) error {
 		if err := e.flush(false); err != nil {
 			return err
 		}
-		if e.held() > maxHeld {
-			e.rest(ctx, time.Now().Add(fullWait))
+		full := e.held() > maxHeld
+		if e.wanting.Store(full); full {
+			e.kick.idle()
+			e.bell.wait(fullWait)
 			continue
 		}
 		if e.m.Waiting() {
-			e.halt(ctx)
+			e.halt()
 			continue
 		}
 		e.throttle(ctx)
@@ -182,13 +192,11 @@ func (e *Engine) final(ctx context.Context, cause error) error {
 			return errors.Join(cause, err)
 		}
 	}
+	e.wanting.Store(true) // before looking, so that none is missed
+	defer e.wanting.Store(false)
 	for ctx.Err() == nil && e.held() > 0 {
-		select {
-		case <-ctx.Done():
-		case <-e.lag.bell:
-		case <-e.inbox.bell:
-			e.commands()
-		}
+		e.bell.wait(time.Hour)
+		e.commands()
 	}
 	return cause
 }
@@ -234,27 +242,15 @@ func (e *Engine) effects(effects []board.Effect, lsn uint64) error {
 	return nil
 }
 
-// halt waits until an input is due.
-func (e *Engine) halt(ctx context.Context) {
+// halt waits until an input is due. An acknowledgement lets effects go without
+// the loop.
+func (e *Engine) halt() {
 	until := time.Now().Add(time.Hour)
 	if deadline, armed := e.m.Deadline(); armed {
 		until = e.clock.host(deadline)
 	}
-	e.rest(ctx, until)
-}
-
-// rest keeps the guest still until then, or until an input or an
-// acknowledgement comes.
-func (e *Engine) rest(ctx context.Context, until time.Time) {
 	e.kick.idle()
-	timer := time.NewTimer(time.Until(until))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-e.inbox.bell:
-	case <-e.lag.bell:
-	}
+	e.bell.wait(time.Until(until))
 }
 
 // end makes Live return cause.

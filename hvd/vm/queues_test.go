@@ -12,7 +12,7 @@ import (
 
 func TestInboxIsBoundedButForDisks(t *testing.T) {
 	var b inbox
-	b.init(0)
+	b.init(&doorbell{}, 0)
 	for i := range maxQueued {
 		if !b.put(event.Entry{Kind: event.Frame}) {
 			t.Fatalf("frame %d of %d was refused", i, maxQueued)
@@ -41,7 +41,7 @@ func TestInboxIsBoundedButForDisks(t *testing.T) {
 // TestVsockWaitsForRoom expects that no packet gets past what the device can take, counting those on their way to it.
 func TestVsockWaitsForRoom(t *testing.T) {
 	var b inbox
-	b.init(10)
+	b.init(&doorbell{}, 10)
 	packet := func(n int) event.Entry { return event.Entry{Kind: event.Vsock, Data: make([]byte, n)} }
 	if !b.put(packet(6)) || b.put(packet(5)) || !b.put(packet(4)) || b.put(packet(1)) {
 		t.Error("the queue doesn't hold exactly what the device has room for")
@@ -105,7 +105,7 @@ func TestLag(t *testing.T) {
 
 func TestFeed(t *testing.T) {
 	e := &Engine{}
-	e.feed.init()
+	e.feed.bell = &e.bell
 	var consumed []uint64
 	e.AskConsumed(func(lsn uint64) { consumed = append(consumed, lsn) })
 	if err := e.Feed(0, []byte{1, 2}); err != nil {

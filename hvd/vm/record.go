@@ -81,7 +81,11 @@ func (e *Engine) Ack(received, executed uint64) error {
 	e.gateMu.Lock()
 	e.gate.Ack(received, executed)
 	e.gateMu.Unlock()
-	return e.release()
+	err := e.release()
+	if e.wanting.Load() {
+		e.bell.ring()
+	}
+	return err
 }
 
 // release lets out what may leave. The lock is held throughout, so that

@@ -3,7 +3,6 @@ package vm
 import (
 	"context"
 	"errors"
-	"runtime"
 	"sync"
 	"time"
 
@@ -26,21 +25,12 @@ type feed struct {
 	bytes    int
 	closed   bool // no more will come: run to the end
 	consumed func(lsn uint64)
-	bell     chan struct{}
+	bell     *doorbell
 }
 
 type chunk struct {
 	lsn   uint64
 	bytes []byte
-}
-
-func (f *feed) init() { f.bell = make(chan struct{}, 1) }
-
-func (f *feed) wake() {
-	select {
-	case f.bell <- struct{}{}:
-	default:
-	}
 }
 
 // Feed adds a batch of the log; the engine keeps it.
@@ -56,7 +46,7 @@ func (e *Engine) Feed(lsn uint64, batch []byte) error {
 	}
 	f.chunks = append(f.chunks, chunk{lsn, batch})
 	f.bytes += len(batch)
-	f.wake()
+	f.bell.ring()
 	return nil
 }
 
@@ -66,7 +56,7 @@ func (e *Engine) Consume() {
 	e.feed.mu.Lock()
 	e.feed.closed = true
 	e.feed.mu.Unlock()
-	e.feed.wake()
+	e.bell.ring()
 }
 
 // AskConsumed has f called once, with the LSN, when all of the log that has
@@ -75,7 +65,7 @@ func (e *Engine) AskConsumed(f func(lsn uint64)) {
 	e.feed.mu.Lock()
 	e.feed.consumed = f
 	e.feed.mu.Unlock()
-	e.feed.wake()
+	e.bell.ring()
 }
 
 // asked returns what AskConsumed left, once, if nothing has arrived since.
@@ -106,8 +96,15 @@ const ackEvery = time.Millisecond
 // must not block. Replay returns nil after Consume, when all of the log has
 // been executed: the machine can go live. ErrDiverged means that it can't.
 func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received, verified uint64)) error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	release, err := holdThread()
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := e.bell.open(); err != nil {
+		return err
+	}
+	defer e.bell.close()
 	if err := e.m.SetLogged(true); err != nil {
 		return err
 	}
@@ -161,10 +158,7 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 				f(s.Log.Received())
 				continue
 			}
-			select {
-			case <-ctx.Done():
-			case <-e.feed.bell:
-			}
+			e.bell.wait(time.Hour) // the end of ctx rings, too
 		}
 	}
 	return ctx.Err()

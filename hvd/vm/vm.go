@@ -36,6 +36,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/duet-ft/duet/hvd/board"
@@ -94,6 +95,7 @@ type Engine struct {
 	rim Rim
 	cfg Config
 
+	bell  doorbell // of the loop: inputs, functions, log
 	inbox inbox
 	clock clock
 	kick  kicker
@@ -113,7 +115,8 @@ type Engine struct {
 	gateMu    sync.Mutex
 	gate      lockstep.Gate[timed]
 	lag       lagMeter
-	tape      *tape // a recording, or nil
+	wanting   atomic.Bool // the loop waits for an acknowledgement
+	tape      *tape       // a recording, or nil
 	seeding   bool
 	ended     chan error // the guest's own end, once it was let out
 
@@ -131,11 +134,11 @@ func New(m *machine.Machine, rim Rim, cfg Config) *Engine {
 		cfg.Choose = trapset.New(m.Countable(), cfg.Costs).Next
 	}
 	e := &Engine{m: m, rim: rim, cfg: cfg, do: make(chan func(), 16), over: make(chan struct{}), ended: make(chan error, 1)}
-	e.kick.m, e.kick.asleep = m, make(chan struct{}, 1)
+	e.kick.m = m
 	e.lag.bell = make(chan struct{}, 1)
 	e.gate.Level = cfg.Level
-	e.inbox.init(m.Board.VsockRoom())
-	e.feed.init()
+	e.inbox.init(&e.bell, m.Board.VsockRoom())
+	e.feed.bell = &e.bell
 	e.clock.start(m.Clock())
 	return e
 }
@@ -172,8 +175,7 @@ func (e *Engine) Do(ctx context.Context, f func(*machine.Machine) error) error {
 
 // wake makes the loop look at what came, whatever it waits for.
 func (e *Engine) wake() {
-	e.inbox.wake()
-	e.feed.wake()
+	e.bell.ring()
 	e.kick.ask()
 }
 

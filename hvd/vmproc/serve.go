@@ -115,7 +115,7 @@ func (p *Process) status() api.VM {
 		s.Output = volume.OutputVerified
 	}
 	if p.conn != nil {
-		s.LinkMS = ms(p.conn.RoundTrip())
+		s.LinkMS, s.EchoMS = ms(p.conn.RoundTrip()), ms(p.link.EchoTime())
 	}
 	g := p.guest
 	if g == nil || g.engine == nil {

@@ -9,10 +9,10 @@
 // every computer. With -time it is the emulator's time instead, which says
 // nothing by itself: compare figures of one run.
 //
-// It runs the benchmarks of hvd/machine and hvd/vm by image/nested, on the
-// guest of image/guest; table.go, which is pure, compares what they print. With
-// -traps it shows, for each kind of load and each set of counted traps, how inputs
-// found their positions.
+// It runs benchmarks of hvd/machine, hvd/vm (on the guest of image/guest) and
+// ftlink/session by image/nested; table.go, which is pure, compares what they
+// print. With -traps it shows, for each kind of load and each set of counted traps,
+// how inputs found their positions.
 package main
 
 import (
@@ -47,7 +47,7 @@ func main() {
 type what struct{ pkg, benchmarks, times string }
 
 var (
-	costs    = []what{{"./hvd/machine", ".", "1000x"}, {"./hvd/vm", "Guest", "100x"}}
+	costs    = []what{{"./hvd/machine", ".", "1000x"}, {"./ftlink/session", "RoundTrip", "1000x"}, {"./hvd/vm", "Guest", "100x"}}
 	locators = []what{{"./hvd/vm", "Traps", "1x"}}
 )
 

@@ -88,7 +88,7 @@ func TestResultLine(t *testing.T) {
 	}
 	for _, field := range []string{
 		"failovers", "connections", "resets", "acknowledged", "lost", "outage_ms", "detection_ms", "output_delay_ms",
-		"link_ms", "output_delay_round_trips", "seed_ms", "seed_per_used", "pause_ms", "log_bytes_per_tick_idle", "log_bytes_per_request", "exits_per_tick", "resyncs", "divergences",
+		"link_ms", "output_delay_round_trips", "echo_ms", "output_delay_echoes", "seed_ms", "seed_per_used", "pause_ms", "log_bytes_per_tick_idle", "log_bytes_per_request", "exits_per_tick", "resyncs", "divergences",
 	} {
 		if _, ok := got[field]; !ok {
 			t.Errorf("no field %q", field)
@@ -162,7 +162,11 @@ func TestMultiples(t *testing.T) {
 	if got := (Delay{3, 8}).roundTrips(0); got != (Delay{}) {
 		t.Errorf("without a round trip: %v", got)
 	}
-	if got := delay(Delay{3, 8}, Delay{1.5, 4}); got != "median 3.0 ms (1.5 round trips), p99 8.0 ms (4.0)" {
+	const want = "median 3.0 ms (1.5 round trips, 1.0 from program to program), p99 8.0 ms (4.0 round trips, 2.7 from program to program)"
+	if got := delay(Delay{3, 8}, Delay{1.5, 4}, Delay{1, 8.0 / 3}); got != want {
+		t.Errorf("got %q", got)
+	}
+	if got := delay(Delay{3, 8}, Delay{}, Delay{}); got != "median 3.0 ms, p99 8.0 ms" {
 		t.Errorf("got %q", got)
 	}
 	if got := perUsed(api.Seed{Bytes: 6144, Used: 1}); got != 1.5 {

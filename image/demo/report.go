@@ -52,6 +52,14 @@ type Result struct {
 		Received Delay `json:"received"`
 	} `json:"output_delay_round_trips"`
 
+	// The direct link's round trip with the programs at its ends: a small message and its answer, under the same load.
+	// Then the same delays as multiples of that.
+	EchoMS            float64 `json:"echo_ms"`
+	OutputDelayEchoes struct {
+		Verified Delay `json:"verified"`
+		Received Delay `json:"received"`
+	} `json:"output_delay_echoes"`
+
 	SeedMS      []float64 `json:"seed_ms"`
 	SeedBytes   []uint64  `json:"seed_bytes"`
 	SeedPerUsed []float64 `json:"seed_per_used"` // SeedBytes as multiples of the guest's pages that aren't zero
@@ -120,9 +128,9 @@ func (r Result) table() string {
 	row("  until live", "%s", milliseconds(r.LiveMS))
 	row("seeding", "%s, the guest stood still for %s", milliseconds(r.SeedMS), milliseconds(r.PauseMS))
 	row("  bytes per used memory", "%s", list(r.SeedPerUsed, "%.2f"))
-	row("round trip of the link", "%.2f ms", r.LinkMS)
-	row("output delay, verified", "%s", delay(r.OutputDelayMS.Verified, r.OutputDelayRoundTrips.Verified))
-	row("output delay, received", "%s", delay(r.OutputDelayMS.Received, r.OutputDelayRoundTrips.Received))
+	row("round trip of the link", "%.2f ms; %.2f ms from program to program", r.LinkMS, r.EchoMS)
+	row("output delay, verified", "%s", delay(r.OutputDelayMS.Verified, r.OutputDelayRoundTrips.Verified, r.OutputDelayEchoes.Verified))
+	row("output delay, received", "%s", delay(r.OutputDelayMS.Received, r.OutputDelayRoundTrips.Received, r.OutputDelayEchoes.Received))
 	row("a request", "median %.1f ms, p99 %.1f ms, %.0f a second", r.RequestMS.Median, r.RequestMS.P99, r.RequestsPerSecond)
 	row("log", "idle %.1f bytes a tick (%.1f of them resyncs; %.0f a second), %.0f bytes a request (%.0f a second under load)",
 		r.LogBytesPerTickIdle, r.ResyncBytesPerTickIdle, r.LogBytesPerSecondIdle, r.LogBytesPerRequest, r.LogBytesPerSecond)
@@ -149,10 +157,13 @@ func list(figures []float64, format string) string {
 	return strings.Join(parts, ", ")
 }
 
-// delay shows a delay, in ms and in round trips of the link, which may be unknown.
-func delay(ms, trips Delay) string {
-	if trips == (Delay{}) {
-		return fmt.Sprintf("median %.1f ms, p99 %.1f ms", ms.Median, ms.P99)
+// delay shows a delay in ms, in round trips of the link and in those from program to program, which may be unknown.
+func delay(ms, trips, echoes Delay) string {
+	show := func(ms, trips, echoes float64) string {
+		if trips == 0 || echoes == 0 {
+			return fmt.Sprintf("%.1f ms", ms)
+		}
+		return fmt.Sprintf("%.1f ms (%.1f round trips, %.1f from program to program)", ms, trips, echoes)
 	}
-	return fmt.Sprintf("median %.1f ms (%.1f round trips), p99 %.1f ms (%.1f)", ms.Median, trips.Median, ms.P99, trips.P99)
+	return "median " + show(ms.Median, trips.Median, echoes.Median) + ", p99 " + show(ms.P99, trips.P99, echoes.P99)
 }

@@ -166,8 +166,8 @@ func (s *scenario) measureVerified(ctx context.Context) error {
 	r.LogBytesPerRequest, r.ExitsPerRequest = busy.perRequest(s.idle, w.Requests)
 	r.LogBytesPerSecond, r.RequestsPerSecond, r.LagMS = busy.logPerSecond(), w.Rate(), vm.LagMS
 	r.RequestMS = Delay{ms(w.Median), ms(w.P99)}
-	r.LinkMS = vm.LinkMS
-	r.OutputDelayMS.Verified, r.OutputDelayRoundTrips.Verified = delays(vm)
+	r.LinkMS, r.EchoMS = vm.LinkMS, vm.EchoMS
+	r.OutputDelayMS.Verified, r.OutputDelayRoundTrips.Verified, r.OutputDelayEchoes.Verified = delays(vm)
 	s.out.say("under load: %.0f requests a second (median %.1f ms, p99 %.1f ms), %.0f bytes of log and %.1f exits a request, %.0f bytes of log a second",
 		w.Rate(), ms(w.Median), ms(w.P99), r.LogBytesPerRequest, r.ExitsPerRequest, r.LogBytesPerSecond)
 	s.sayDelay(vm)
@@ -184,20 +184,21 @@ func (s *scenario) measureReceived(ctx context.Context) error {
 	if vm.Output != volume.OutputReceived {
 		return fmt.Errorf("the guest's output rule on host %s is %q and should be %q by now", s.primary, vm.Output, volume.OutputReceived)
 	}
-	s.result.OutputDelayMS.Received, s.result.OutputDelayRoundTrips.Received = delays(vm)
+	r := &s.result
+	r.OutputDelayMS.Received, r.OutputDelayRoundTrips.Received, r.OutputDelayEchoes.Received = delays(vm)
 	s.sayDelay(vm)
 	return nil
 }
 
-// delays are how long effects waited, in ms and in round trips of the link.
-func delays(vm api.VM) (inMS, inTrips Delay) {
+// delays are how long effects waited, in ms, in round trips of the link and in those from program to program.
+func delays(vm api.VM) (inMS, inTrips, inEchoes Delay) {
 	inMS = Delay{vm.Counters.DelayMedianMS, vm.Counters.DelayP99MS}
-	return inMS, inMS.roundTrips(vm.LinkMS)
+	return inMS, inMS.roundTrips(vm.LinkMS), inMS.roundTrips(vm.EchoMS)
 }
 
 func (s *scenario) sayDelay(vm api.VM) {
-	s.out.say("output rule %q: effects waited: %s; the link's round trip is %.2f ms, the secondary's lag %.1f ms",
-		vm.Output, delay(delays(vm)), vm.LinkMS, vm.LagMS)
+	s.out.say("output rule %q: effects waited: %s; the link's round trip is %.2f ms, from program to program %.2f ms, the secondary's lag %.1f ms",
+		vm.Output, delay(delays(vm)), vm.LinkMS, vm.EchoMS, vm.LagMS)
 }
 
 // measure looks at the primary's counters before and after d. A secondary that was dropped meanwhile comes back by
