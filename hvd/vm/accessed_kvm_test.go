@@ -2,6 +2,7 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -172,6 +173,27 @@ type pressed struct {
 	began   time.Time // when it was protected first
 	replica *replica
 	repairs []mending
+
+	here, there lately // the primary's exits, the replica's
+}
+
+// lately holds the last exits of a machine by their positions.
+type lately [1 << 15]machine.Step
+
+func (l *lately) note(s machine.Step) { l[s.Position%uint64(len(l))] = s }
+
+// differs returns the first exit of both that differs, and the one before it.
+func (l *lately) differs(other *lately) (before, here, there machine.Step) {
+	all := slices.Clone(other[:])
+	slices.SortFunc(all, func(a, b machine.Step) int { return cmp.Compare(a.Position, b.Position) })
+	for _, there := range all {
+		here := l[there.Position%uint64(len(l))]
+		if here.Position == there.Position && here != there {
+			return before, here, there
+		}
+		before = there
+	}
+	return before, here, there
 }
 
 // mending is what one divergence took.
@@ -198,6 +220,7 @@ func press(ctx context.Context, t *testing.T, sys *kvm.System, other, untouched 
 	p.noise.rng, p.noise.every = rand.New(rand.NewPCG(1, 2)), *noiseEvery
 	p.e = New(p.m, p.rim, tcgConfig())
 	p.rim.engine = p.e
+	p.m.Trace = p.here.note
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
 	go func() { ended <- p.e.Live(ctx) }()
@@ -225,7 +248,11 @@ func (p *pressed) protect(ctx context.Context, t *testing.T, sys *kvm.System, me
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.noise.m, m.Trace = m, p.noise.disturb
+	p.noise.m, p.there = m, lately{}
+	m.Trace = func(s machine.Step) {
+		p.there.note(s)
+		p.noise.disturb(s)
+	}
 	r, stats := protect(ctx, t, p.e, m, memory)
 	p.replica = r
 	return stats
@@ -236,6 +263,15 @@ func (p *pressed) repair(ctx context.Context, t *testing.T, sys *kvm.System, wha
 	t.Helper()
 	begun, lag := time.Now(), p.e.Lag()
 	x := mending{what: what}
+	if err := p.e.Do(ctx, func(*machine.Machine) error {
+		before, here, there := p.here.differs(&p.there)
+		t.Logf("the last equal exit %+v", before)
+		t.Logf("the primary's next  %+v", here)
+		t.Logf("the secondary's     %+v", there)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 	memory := unprotect(ctx, t, p.e, p.replica)
 	x.held = lag + time.Since(begun)
 	s := p.protect(ctx, t, sys, memory)
