@@ -23,6 +23,7 @@ type replica struct {
 	base  event.Base
 	state []byte
 	err   chan error // of Replay
+	halt  context.CancelFunc
 
 	mu      sync.Mutex
 	waiting [][]byte // log that came before the state did
@@ -98,8 +99,11 @@ func protect(ctx context.Context, t *testing.T, e *Engine, m *machine.Machine, m
 		lsn += uint64(len(b))
 	}
 	r.mu.Unlock()
+	follow, halt := context.WithCancel(ctx)
+	r.halt = halt
 	go func() {
-		r.err <- r.e.Replay(ctx, r.base, func(received, verified uint64) {
+		defer halt()
+		r.err <- r.e.Replay(follow, r.base, func(received, verified uint64) {
 			if err := e.Ack(received, verified); err != nil {
 				t.Error(err)
 			}
