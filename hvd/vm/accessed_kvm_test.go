@@ -350,7 +350,7 @@ func TestAccessedBits(t *testing.T) {
 
 // Rounds of the workload after which a cured guest has shown that it is, and
 // after which an untouched one must have diverged.
-const curedRounds, patience = 2, 12
+const curedRounds, patience = 1, 12
 
 // finish compares the two copies, without noise meanwhile.
 func (p *pressed) finish(ctx context.Context, t *testing.T, sys *kvm.System) {
