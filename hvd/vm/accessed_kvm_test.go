@@ -2,25 +2,32 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
+	"flag"
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
-	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/boot"
-	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/mem"
+	"github.com/duet-ft/duet/hvd/transfer"
+)
+
+var (
+	noiseEvery  = flag.Int("noise", 40, "exits between two disturbances of TestAccessedBits; 0: none")
+	accessedFor = flag.Duration("accessed.for", 0, "let TestAccessedBits measure for so long")
+	otherToo    = flag.Bool("accessed.other", false, "TestAccessedBits with the other kernel, too")
 )
 
 // otherKernel is where image/boottest puts a kernel of another version, with
@@ -32,16 +39,27 @@ const reclaimMemory = 128 << 20
 
 // reclaimScript is a workload in which much depends on accessed bits: memory is
 // full of pages of files and of swapped ones, bits are cleared through /proc,
-// and processes fork. What it prints depends on what was reclaimed. It runs
-// as process 1, and has no double quotes, for it is a kernel argument.
-const reclaimScript = `mount -t proc p /proc;mount -t devtmpfs d /dev 2>/dev/null;exec >/dev/ttyS0 2>&1;` +
-	`echo START;dd if=/dev/zero of=/swapfile bs=1M count=40 2>/dev/null;chmod 600 /swapfile;mkswap /swapfile >/dev/null;swapon /swapfile;` +
-	`perl -e '$x=q(abcd);$x.=$x for 1..23;for $r(1..2){for($i=0;$i<length $x;$i+=8192){substr($x,$i,1)=chr(65+$r)}` +
+// and processes fork. What it prints each round depends on what was reclaimed.
+// It runs as process 1, and has no double quotes, for it is a kernel argument.
+const reclaimScript = `mount -t proc p /proc;mount -t devtmpfs d /dev 2>/dev/null;exec >/dev/ttyS0 2>/dev/null;` +
+	`fallocate -l 40M /swapfile;chmod 600 /swapfile;mkswap /swapfile >/dev/null;swapon /swapfile;` +
+	`perl -e '$x=q(abcd);$x.=$x for 1..23;for $r(1..1e9){for($i=0;$i<length $x;$i+=8192){substr($x,$i,1)=chr(65+$r%26)}` +
 	`open F,q(>/proc/self/clear_refs);print F 1;close F;` +
 	`$p=fork;if(!$p){for($i=0;$i<length $x;$i+=65536){substr($x,$i,1)=q(c)}exit 0}` +
 	`for($i=0;$i<length $x;$i+=12288){$s+=ord substr($x,$i,1)}` +
-	`system(q(find /usr/lib/modules /usr/lib/x86_64-linux-gnu -type f|xargs cat|head -c 24m|wc -c));waitpid $p,0;print qq($r $s\n)}';` +
-	`grep -E 'pgact|pgdeact|pgrefill|refault|pswp|pgsteal|pgscan' /proc/vmstat;echo END;sleep 100000`
+	`system(q(find /usr/lib/modules /usr/lib/x86_64-linux-gnu -type f|xargs cat|head -c 24m|wc -c));waitpid $p,0;print qq(\nround $r $s\n);` +
+	`open V,q(/proc/vmstat);print grep{/pgsteal_[af]|pswp|refault/}<V>;close V}'`
+
+// reclaimRound is what the guest prints at the end of each round.
+const reclaimRound = "\nround "
+
+// reclaimConfig is the machine that the workload runs on.
+func reclaimConfig(t *testing.T) machine.Config {
+	t.Helper()
+	c := guestConfig(t)
+	c.MemoryBytes, c.SweepCycle = reclaimMemory, 10*time.Second
+	return c
+}
 
 // bootReclaim makes a machine that is about to run the workload, on the guest's
 // own kernel or on the other one.
@@ -69,14 +87,7 @@ func bootReclaim(t *testing.T, sys *kvm.System, other, untouched bool) *machine.
 		}
 		image = &boot.Image{Kernel: kernel, Root: "root=/dev/vda"}
 	}
-	m, err := machine.New(sys, machine.Config{
-		MemoryBytes: reclaimMemory,
-		Board: board.Config{
-			Disks: []board.Disk{{Sectors: uint64(size / 512), Serial: "guest"}},
-			MAC:   guestMAC, CID: 3, Wall: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
-		},
-		Traps: kvm.FlagCR3 | kvm.FlagPF,
-	})
+	m, err := machine.New(sys, reclaimConfig(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,16 +112,15 @@ func bootReclaim(t *testing.T, sys *kvm.System, other, untouched bool) *machine.
 type noise struct {
 	m     *machine.Machine
 	rng   *rand.Rand
+	every int // exits between two disturbances; 0: none
 	exits int
-	set   int // bits so far
+	set   atomic.Int64 // bits so far
+	off   atomic.Bool
 }
-
-// noiseEvery is how many exits pass between two disturbances.
-const noiseEvery = 40
 
 func (n *noise) disturb(s machine.Step) {
 	n.exits++
-	if n.exits < noiseEvery || s.Reason != kvm.ExitIO && s.Reason != kvm.ExitMMIO && s.Reason != kvm.ExitHLT {
+	if n.every == 0 || n.off.Load() || n.exits < n.every || s.Reason != kvm.ExitIO && s.Reason != kvm.ExitMMIO && s.Reason != kvm.ExitHLT {
 		return
 	}
 	n.exits = 0
@@ -148,155 +158,240 @@ func (n *noise) table(at uint64, level int) {
 			if err := n.m.Memory.Write(at&pteFrame+uint64(8*i), []byte{byte(e | pteAccessed)}); err != nil {
 				panic(err)
 			}
-			n.set++
+			n.set.Add(1)
 		}
 	}
 }
 
-// ending is what is compared after the workload. Accessed bits don't count.
-type ending struct {
-	position, fingerprint uint64
-	state                 string
-	pages                 []uint64
+// pressed is a live guest that reclaims memory, with a replica on which the
+// processor sets accessed bits at will.
+type pressed struct {
+	e       *Engine
+	m       *machine.Machine
+	rim     *testRim
+	noise   noise
+	began   time.Time // when it was protected first
+	replica *replica
+	repairs []mending
+
+	here, there lately // the primary's exits, the replica's
 }
 
-func endingOf(t *testing.T, m *machine.Machine) ending {
-	t.Helper()
-	f := finalOf(t, m)
-	x := ending{position: f.position, fingerprint: f.fingerprint, state: string(f.state)}
-	for p := range m.Memory.Pages() {
-		x.pages = append(x.pages, m.Memory.HashPage(p))
+// lately holds the last exits of a machine by their positions.
+type lately [1 << 15]machine.Step
+
+func (l *lately) note(s machine.Step) { l[s.Position%uint64(len(l))] = s }
+
+// differs returns the first exit of both that differs, and the one before it.
+func (l *lately) differs(other *lately) (before, here, there machine.Step) {
+	all := slices.Clone(other[:])
+	slices.SortFunc(all, func(a, b machine.Step) int { return cmp.Compare(a.Position, b.Position) })
+	for _, there := range all {
+		here := l[there.Position%uint64(len(l))]
+		if here.Position == there.Position && here != there {
+			return before, here, there
+		}
+		before = there
 	}
-	return x
+	return before, here, there
 }
 
-// reclaimed is a recorded workload.
-type reclaimed struct {
-	base  event.Base
-	log   []byte
-	end   ending
-	steps []machine.Step
+// mending is what one divergence took.
+type mending struct {
+	what          error
+	held          time.Duration // how long effects waited when the primary went on alone
+	whole         time.Duration // until the replica has verified its first log
+	pause         time.Duration // how long the guest stood still
+	differ, pages int           // pages that differed, pages sent
+	bytes         int           // hashes, pages and state
 }
 
-// TestAccessedBits records a workload that reclaims memory, and replays it on a
-// machine whose processor sets accessed bits at will. With the kernel's
-// functions for accessed bits switched off, as boot.Load does, the replay is
-// exact; with the kernel untouched, the same noise makes it diverge, so the
-// noise is one that matters.
+// rounds is how many the guest has finished.
+func (p *pressed) rounds() int {
+	p.rim.mu.Lock()
+	defer p.rim.mu.Unlock()
+	return bytes.Count(p.rim.console, []byte(reclaimRound))
+}
+
+// press boots the guest, alone, and protects it when it works.
+func press(ctx context.Context, t *testing.T, sys *kvm.System, other, untouched bool) *pressed {
+	t.Helper()
+	p := &pressed{m: bootReclaim(t, sys, other, untouched), rim: newTestRim(t)}
+	p.noise.rng, p.noise.every = rand.New(rand.NewPCG(1, 2)), *noiseEvery
+	p.e = New(p.m, p.rim, tcgConfig())
+	p.rim.engine = p.e
+	p.m.Trace = p.here.note
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- p.e.Live(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("the primary ended: %v\nconsole:\n%s", err, p.rim.tail())
+		}
+		if err := errors.Join(p.m.Close(), p.rim.disk.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	await(t, "first round of the guest's", func() bool { return p.rounds() > 0 })
+	p.began = time.Now()
+	p.protect(ctx, t, sys, nil)
+	return p
+}
+
+// protect gives the guest a replica.
+func (p *pressed) protect(ctx context.Context, t *testing.T, sys *kvm.System, memory *mem.Memory) SeedStats {
+	t.Helper()
+	cfg := reclaimConfig(t)
+	cfg.Memory = memory
+	m, err := machine.New(sys, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.noise.m, p.there = m, lately{}
+	m.Trace = func(s machine.Step) {
+		p.there.note(s)
+		p.noise.disturb(s)
+	}
+	r, stats := protect(ctx, t, p.e, m, memory)
+	p.replica = r
+	return stats
+}
+
+// repair goes on after a divergence.
+func (p *pressed) repair(ctx context.Context, t *testing.T, sys *kvm.System, what error) {
+	t.Helper()
+	begun, lag := time.Now(), p.e.Lag()
+	x := mending{what: what}
+	if err := p.e.Do(ctx, func(*machine.Machine) error {
+		before, here, there := p.here.differs(&p.there)
+		t.Logf("the last equal exit %+v", before)
+		t.Logf("the primary's next  %+v", here)
+		t.Logf("the secondary's     %+v", there)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	memory := unprotect(ctx, t, p.e, p.replica)
+	x.held = lag + time.Since(begun)
+	s := p.protect(ctx, t, sys, memory)
+	verified := func() bool { return p.replica.e.Stats.Verified.Load() > 0 }
+	if err := p.replica.until(t, awaitLimit, "verified log", verified); err != nil {
+		t.Logf("diverged at once: %v", err)
+		p.replica.err <- err // to be repaired next
+	}
+	x.whole, x.pause = time.Since(begun), s.Pause
+	x.differ, x.pages = memory.Pages()-s.Known, s.Pages
+	x.bytes = s.Pages*mem.PageSize + memory.Pages()*len(transfer.Sum{}) + len(p.replica.state)
+	p.repairs = append(p.repairs, x)
+	t.Logf("%.1f s, %d bits set: %v; effects waited for %v, protected after %v, pause %v, %d pages differed, %d sent, %d bytes",
+		begun.Sub(p.began).Seconds(), p.noise.set.Load(), what, x.held, x.whole, x.pause, x.differ, x.pages, x.bytes)
+}
+
+// run lets the pair work until enough is true, and repairs what diverges.
+func (p *pressed) run(ctx context.Context, t *testing.T, sys *kvm.System, enough func() bool) {
+	t.Helper()
+	for {
+		err := p.replica.until(t, awaitLimit+*accessedFor, "end of the workload", enough)
+		if err == nil {
+			return
+		}
+		p.repair(ctx, t, sys, err)
+	}
+}
+
+// TestAccessedBits lets a guest reclaim memory, and sets accessed bits on its
+// secondary as a processor may. With the kernel's functions for accessed bits
+// switched off, as boot.Load does, the secondary follows exactly. With the
+// kernel untouched the same noise makes it diverge: the noise is one that
+// matters, and it is repaired while the guest goes on.
 func TestAccessedBits(t *testing.T) {
 	for _, c := range []struct {
 		name             string
 		other, untouched bool
 	}{
-		{"guest's kernel", false, false},
 		{"guest's kernel untouched", false, true},
-		{"other kernel", true, false},
+		{"guest's kernel", false, false},
 		{"other kernel untouched", true, true},
+		{"other kernel", true, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			sys := duetKVM(t)
-			r := recordReclaim(t, sys, c.other, c.untouched)
-			diverged, set := replayNoisy(t, sys, r, c.other, c.untouched)
-			switch {
-			case set == 0:
-				t.Error("no accessed bit was set")
-			case c.untouched && diverged == "":
-				t.Errorf("%d accessed bits were set in a guest that looks at them, and nothing has diverged", set)
-			case !c.untouched && diverged != "":
-				t.Errorf("after %d accessed bits: %s", set, diverged)
+			if c.other && !*otherToo {
+				t.Skip("one kernel is enough for each day: -accessed.other tries this one, too")
 			}
-			t.Logf("%d accessed bits were set; divergence: %q", set, diverged)
+			sys := duetKVM(t)
+			runtime.GOMAXPROCS(4)
+			ctx := t.Context()
+			p := press(ctx, t, sys, c.other, c.untouched)
+			first := p.rounds()
+			p.run(ctx, t, sys, func() bool {
+				n := p.rounds() - first
+				switch {
+				case *accessedFor > 0:
+					return time.Since(p.began) > *accessedFor
+				case c.untouched:
+					return len(p.repairs) > 0 || n >= patience
+				}
+				return n >= curedRounds || len(p.repairs) > 0
+			})
+			p.finish(ctx, t, sys)
+			switch n, bits := len(p.repairs), p.noise.set.Load(); {
+			case bits == 0 && *noiseEvery > 0:
+				t.Error("no accessed bit was set")
+			case c.untouched && n == 0:
+				t.Errorf("%d accessed bits were set in a guest that looks at them, and nothing has diverged", bits)
+			case !c.untouched && n > 0:
+				t.Errorf("the secondary has diverged %d times by %d accessed bits", n, bits)
+			}
+			p.report(t)
 		})
 	}
 }
 
-func recordReclaim(t *testing.T, sys *kvm.System, other, untouched bool) reclaimed {
+// Rounds of the workload after which a cured guest has shown that it is, and
+// after which an untouched one must have diverged.
+const curedRounds, patience = 1, 12
+
+// finish compares the two copies, without noise meanwhile.
+func (p *pressed) finish(ctx context.Context, t *testing.T, sys *kvm.System) {
 	t.Helper()
-	m := bootReclaim(t, sys, other, untouched)
-	defer m.Close()
-	rim := newTestRim(t)
-	defer rim.disk.Close()
-	e := New(m, rim, tcgConfig())
-	rim.engine = e
-	r := reclaimed{base: m.Base()}
-	var log bytes.Buffer
-	startLog(t, e, m, &log)
-	m.Trace = func(s machine.Step) {
-		if len(r.steps) < maxSteps {
-			r.steps = append(r.steps, s)
+	p.noise.off.Store(true)
+	for range 5 {
+		err := same(ctx, t, p.e, p.replica)
+		if !errors.Is(err, lockstep.ErrDiverged) {
+			if err != nil {
+				t.Errorf("not found, and not dead: %v", err)
+			}
+			if err := unprotect(ctx, t, p.e, p.replica).Close(); err != nil {
+				t.Error(err)
+			}
+			return
 		}
+		p.repair(ctx, t, sys, err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
-	defer cancel()
-	ended := make(chan error, 1)
-	begun := time.Now()
-	go func() { ended <- e.Live(ctx) }()
-	go progress(ctx, e)
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for !strings.Contains(rim.tail(), "END\r\n") {
-		select {
-		case err := <-ended:
-			t.Fatalf("the guest ended: %v\nconsole:\n%s", err, rim.tail())
-		case <-tick.C:
-		}
-	}
-	cancel()
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Fatalf("the guest ended: %v\nconsole:\n%s", err, rim.tail())
-	}
-	if err := e.flush(true); err != nil {
-		t.Fatal(err)
-	}
-	report(t, "record", e, time.Since(begun))
-	t.Logf("console:\n%s", rim.tail())
-	r.log, r.end = log.Bytes(), endingOf(t, m)
-	return r
+	t.Error("the repaired copies don't stay equal")
 }
 
-// replayNoisy replays a recording with noise. It returns what differs, "" if
-// nothing does, and how many accessed bits were set.
-func replayNoisy(t *testing.T, sys *kvm.System, r reclaimed, other, untouched bool) (diverged string, set int) {
+// report says what the divergences cost.
+func (p *pressed) report(t *testing.T) {
 	t.Helper()
-	m := bootReclaim(t, sys, other, untouched)
-	defer m.Close()
-	if err := m.Track(); err != nil {
-		t.Fatal(err)
+	took := time.Since(p.began)
+	median, p99 := p.e.Stats.Delays()
+	t.Logf("%.0f s, %d rounds, %d bits set, %d divergences (%.0f an hour); effects: median %v, 99 of 100 within %v",
+		took.Seconds(), p.rounds(), p.noise.set.Load(), len(p.repairs), float64(len(p.repairs))/took.Hours(), median, p99)
+	if len(p.repairs) == 0 {
+		return
 	}
-	e := New(m, discard{}, tcgConfig())
-	n := &noise{m: m, rng: rand.New(rand.NewPCG(1, 2))}
-	at, first := 0, -1
-	m.Trace = func(s machine.Step) {
-		if at < len(r.steps) && s != r.steps[at] && first < 0 {
-			first = at
-			t.Logf("recorded %+v\nreplayed %+v", r.steps[at], s)
+	middle := func(of func(mending) int) int {
+		var all []int
+		for _, x := range p.repairs {
+			all = append(all, of(x))
 		}
-		at++
-		n.disturb(s)
+		slices.Sort(all)
+		return all[len(all)/2]
 	}
-	if err := e.Feed(0, r.log); err != nil {
-		t.Fatal(err)
-	}
-	e.Consume()
-	begun := time.Now()
-	err := e.Replay(t.Context(), r.base, func(uint64, uint64) {})
-	report(t, "replay", e, time.Since(begun))
-	switch {
-	case errors.Is(err, lockstep.ErrDiverged) || first >= 0:
-		return fmt.Sprintf("exit %d is the first that differs: %v", first, err), n.set
-	case err != nil:
-		t.Fatal(err)
-	}
-	got := endingOf(t, m)
-	if slices.Equal(got.pages, r.end.pages) && got.state == r.end.state && got.fingerprint == r.end.fingerprint {
-		return "", n.set
-	}
-	var pages []int
-	for p := range got.pages {
-		if got.pages[p] != r.end.pages[p] {
-			pages = append(pages, p)
-		}
-	}
-	return fmt.Sprintf("at exit %d: state differs: %t, pages that differ: %d, first %#x",
-		got.position, got.state != r.end.state, len(pages), pages[:min(8, len(pages))]), n.set
+	t.Logf("medians: %d pages differ, %d sent, %d bytes; effects waited for %v, protected after %v, pause %v",
+		middle(func(x mending) int { return x.differ }), middle(func(x mending) int { return x.pages }), middle(func(x mending) int { return x.bytes }),
+		time.Duration(middle(func(x mending) int { return int(x.held) })), time.Duration(middle(func(x mending) int { return int(x.whole) })),
+		time.Duration(middle(func(x mending) int { return int(x.pause) })))
 }

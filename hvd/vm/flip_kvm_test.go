@@ -5,13 +5,13 @@ package vm
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -19,12 +19,9 @@ import (
 
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/boot"
-	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
-	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/mem"
-	"github.com/duet-ft/duet/hvd/transfer"
 )
 
 var (
@@ -38,9 +35,10 @@ const (
 	exerciseKernel = "/guest.vmlinuz"
 	exerciseInitrd = "/guest.initrd"
 
-	// Both are seconds on a real host; a test has no minute for each flip.
+	// The first two are longer on a real host; a test has no minute for each flip.
 	flipCycle  = 2 * time.Second
 	flipDigest = 200 * time.Millisecond
+	flipStall  = 10 * time.Second
 )
 
 func exerciseMachine(t testing.TB, sys *kvm.System, memory *mem.Memory) *machine.Machine {
@@ -106,122 +104,9 @@ func (l *listener) tail() string {
 	return string(l.text[max(0, len(l.text)-2000):])
 }
 
-// replica is a secondary in the same process as its primary.
-type replica struct {
-	m     *machine.Machine
-	e     *Engine
-	base  event.Base
-	state []byte
-	err   chan error // of Replay
-
-	mu      sync.Mutex
-	waiting [][]byte // log that came before the state did
-	first   uint64
-	corrupt func([]byte) []byte // of the next batch, or nil
-}
-
-// Pages takes memory; Sink.
-func (r *replica) Pages(pages []int, page func(int) []byte) error {
-	for _, p := range pages {
-		copy(r.m.Memory.Page(p), page(p))
-	}
-	return nil
-}
-
-// Snapshot takes the rest; Sink.
-func (r *replica) Snapshot(s *machine.Snapshot, base event.Base) (err error) {
-	r.base = base
-	r.state, err = json.Marshal(s)
-	return err
-}
-
-// log takes a batch of the log.
-func (r *replica) log(lsn uint64, batch []byte) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if c := r.corrupt; c != nil {
-		r.corrupt = nil
-		batch = c(bytes.Clone(batch))
-	}
-	if r.e == nil {
-		if r.waiting == nil {
-			r.first = lsn
-		}
-		r.waiting = append(r.waiting, batch)
-		return
-	}
-	_ = r.e.Feed(lsn, batch)
-}
-
-// protect seeds a replica on memory, what is left of the last one, and starts
-// it.
-func protect(ctx context.Context, t *testing.T, sys *kvm.System, e *Engine, memory *mem.Memory) (*replica, SeedStats) {
-	t.Helper()
-	r := &replica{m: exerciseMachine(t, sys, memory), err: make(chan error, 1)}
-	if err := r.m.Track(); err != nil {
-		t.Fatal(err)
-	}
-	var known func(int, []byte) bool
-	if memory != nil {
-		known = func(p int, content []byte) bool {
-			return transfer.SumOf(r.m.Memory.Page(p), 5) == transfer.SumOf(content, 5)
-		}
-	}
-	stats, err := e.Seed(ctx, r, known, r.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var s machine.Snapshot
-	if err := json.Unmarshal(r.state, &s); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.m.Restore(&s); err != nil {
-		t.Fatal(err)
-	}
-	r.mu.Lock()
-	r.e = New(r.m, discard{}, tcgConfig())
-	lsn := r.first
-	for _, b := range r.waiting {
-		if err := r.e.Feed(lsn, b); err != nil {
-			t.Fatal(err)
-		}
-		lsn += uint64(len(b))
-	}
-	r.mu.Unlock()
-	go func() {
-		r.err <- r.e.Replay(ctx, r.base, func(received, verified uint64) {
-			if err := e.Ack(received, verified); err != nil {
-				t.Error(err)
-			}
-		})
-	}()
-	if err := e.Do(ctx, func(*machine.Machine) error {
-		_, err := e.Gate(lockstep.Acked)
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	return r, stats
-}
-
-// until waits for a condition; the replica's end is its failure.
-func (r *replica) until(t *testing.T, what string, cond func() bool) error {
-	t.Helper()
-	for begun := time.Now(); !cond(); runtime.Gosched() {
-		select {
-		case err := <-r.err:
-			return err
-		default:
-		}
-		if time.Since(begun) > 2*time.Minute {
-			t.Fatalf("no %s in two minutes", what)
-		}
-	}
-	return nil
-}
-
-// cycle waits until all that a digest holds has been compared.
-func (r *replica) cycle(t *testing.T) error {
+// cycle waits until all that a digest holds has been compared, and drops a
+// replica that is stuck, as hvd/vmproc does.
+func (r *replica) cycle(t *testing.T, e *Engine) error {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -239,11 +124,17 @@ func (r *replica) cycle(t *testing.T) error {
 	}()
 	defer func() { r.err = ended }()
 	limit := compared() + uint64(r.m.Memory.Pages()) + uint64(float64(r.m.Memory.Pages())*float64(flipDigest)/float64(flipCycle))
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
 	for compared() < limit {
 		select {
 		case err := <-ended:
 			return err
-		default:
+		case <-look.C:
+		}
+		if lag := e.Lag(); lag > flipStall {
+			r.halt()
+			return fmt.Errorf("stuck: %v behind; %w", lag, <-ended)
 		}
 	}
 	return nil
@@ -284,36 +175,30 @@ func (r *replica) flip(t *testing.T, kind string, rnd *rand.Rand) string {
 	return what
 }
 
-// same stops both copies at one position and compares all of their state.
-func same(ctx context.Context, t *testing.T, e *Engine, r *replica) error {
-	t.Helper()
-	return e.Do(ctx, func(m *machine.Machine) error {
-		if err := e.flush(true); err != nil {
-			return err
-		}
-		r.e.Consume()
-		if err := <-r.err; err != nil {
-			return err
-		}
-		want, err := m.Snapshot()
-		if err != nil {
-			return err
-		}
-		got, err := r.m.Snapshot()
-		if err != nil {
-			return err
-		}
-		a, b := fmt.Sprintf("%x %+v %s", want.CPU, want.Counters, want.Board), fmt.Sprintf("%x %+v %s", got.CPU, got.Counters, got.Board)
-		if want.Position != got.Position || a != b {
-			return fmt.Errorf("at exit %d and %d the state differs:\n%s\n%s", want.Position, got.Position, a, b)
-		}
-		for p := range m.Memory.Pages() {
-			if m.Memory.HashPage(p) != r.m.Memory.HashPage(p) {
-				return fmt.Errorf("page %#x differs", p)
-			}
-		}
-		return nil
-	})
+// flipped is what became of the flips of one kind.
+type flipped struct {
+	dead  int
+	after []time.Duration // guest time until each of the others was found
+	exits []uint64
+}
+
+func (f *flipped) found(after time.Duration, exits uint64) {
+	f.after, f.exits = append(f.after, after), append(f.exits, exits)
+}
+
+// String says how many were found, and how soon.
+func (f *flipped) String() string {
+	if f == nil {
+		return "none"
+	}
+	n := len(f.after)
+	if n == 0 {
+		return fmt.Sprintf("0 found, %d dead", f.dead)
+	}
+	slices.Sort(f.after)
+	slices.Sort(f.exits)
+	return fmt.Sprintf("%d found, %d dead; found after %v (median), %v (latest), %d and %d exits",
+		n, f.dead, f.after[n/2], f.after[n-1], f.exits[n/2], f.exits[n-1])
 }
 
 // TestFlips flips bits of a secondary: in memory, registers, devices and the
@@ -339,57 +224,48 @@ func TestFlips(t *testing.T) {
 			t.Errorf("the primary ended: %v\nconsole:\n%s", err, rim.tail())
 		}
 	}()
-	for begun := time.Now(); rim.rounds.Load() < 3; runtime.Gosched() {
-		if time.Since(begun) > 2*time.Minute {
-			t.Fatalf("the guest doesn't come up\nconsole:\n%s", rim.tail())
-		}
-	}
+	await(t, "third round of the guest's", func() bool { return rim.rounds.Load() >= 3 })
 	rnd := rand.New(rand.NewPCG(*flipSeed, 1))
 	kinds := []string{"memory", "register", "device", "log"}
-	found, dead := map[string]int{}, map[string]int{}
+	results := map[string]*flipped{}
 	var memory *mem.Memory
 	var sent, pages int
 	for n := range *flips {
 		kind := kinds[n%len(kinds)]
-		r, seed := protect(ctx, t, sys, e, memory)
+		r, seed := protect(ctx, t, e, exerciseMachine(t, sys, memory), memory)
 		if memory != nil {
 			sent, pages = sent+seed.Pages, pages+m.Memory.Pages()
 		}
-		if err := r.until(t, "verified log", func() bool { return r.e.Stats.Verified.Load() > 0 }); err != nil {
+		if err := r.until(t, awaitLimit, "verified log", func() bool { return r.e.Stats.Verified.Load() > 0 }); err != nil {
 			t.Fatalf("flip %d: before it: %v", n, err)
 		}
-		clock := r.e.Stats.Clock.Load()
+		// The primary's clock: a bit of the log may set the replica's.
+		clock, exits := e.Stats.Clock.Load(), r.e.Stats.Position.Load()
 		what := r.flip(t, kind, rnd)
 		rounds := rim.rounds.Load()
-		err := r.cycle(t)
-		took := time.Duration(r.e.Stats.Clock.Load() - clock)
+		err := r.cycle(t, e)
+		took := time.Duration(e.Stats.Clock.Load() - clock)
+		x := results[kind]
+		if x == nil {
+			x = new(flipped)
+			results[kind] = x
+		}
 		if err != nil {
-			found[kind]++
+			x.found(took, r.e.Stats.Position.Load()-exits)
 			t.Logf("flip %d, %s: found after %v: %v", n, what, took, err)
 		} else if err := same(ctx, t, e, r); err != nil {
 			t.Fatalf("flip %d, %s: not found, and not dead: %v", n, what, err)
 		} else {
-			dead[kind]++
+			x.dead++
 			t.Logf("flip %d, %s: dead after %v", n, what, took)
 		}
-		if err := e.Do(ctx, func(*machine.Machine) error {
-			if _, err := e.Gate(lockstep.Open); err != nil {
-				return err
-			}
-			return e.EndLog()
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if memory, err = r.m.CloseButMemory(); err != nil {
-			t.Fatal(err)
-		}
-		for begun := time.Now(); rim.rounds.Load() == rounds; runtime.Gosched() {
-			if time.Since(begun) > time.Minute {
-				t.Fatalf("flip %d, %s: the primary makes no round\nconsole:\n%s", n, what, rim.tail())
-			}
-		}
+		memory = unprotect(ctx, t, e, r)
+		await(t, "round of the primary's behind a flip", func() bool { return rim.rounds.Load() > rounds })
 	}
-	t.Logf("%d flips: found %v, dead %v; a repair sends %.1f %% of memory", *flips, found, dead, 100*float64(sent)/float64(max(1, pages)))
+	for _, kind := range kinds {
+		t.Logf("%s: %v", kind, results[kind])
+	}
+	t.Logf("%d flips: a repair sends %.1f %% of memory", *flips, 100*float64(sent)/float64(max(1, pages)))
 	if memory != nil {
 		memory.Close()
 	}

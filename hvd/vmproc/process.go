@@ -98,6 +98,7 @@ type Process struct {
 	pair    *pair.Machine
 	link    *session.Link
 	pulse   *pulse
+	laggard laggard // the loop's
 	inputs  chan pair.Input
 	later   chan func(context.Context) // run by the loop
 	begun   time.Time
@@ -134,6 +135,10 @@ func Main(ctx context.Context, opt Options) error {
 	// On a small host there would be none left to answer the peer with.
 	runtime.GOMAXPROCS(max(minProcs, runtime.NumCPU()+1))
 	p := &Process{opt: opt, inputs: make(chan pair.Input, 1024), later: make(chan func(context.Context), 16), begun: time.Now()}
+	p.laggard.limit = maxStall
+	if vcpu.UnderTCG() {
+		p.laggard.limit = maxStallEmulated
+	}
 	defer p.close()
 	if err := p.open(ctx); err != nil {
 		return err
@@ -353,6 +358,9 @@ func (p *Process) loop(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 			p.step(ctx, pair.Tick{Now: time.Since(p.begun)})
+			if fault, ok := p.lagging(); ok {
+				p.step(ctx, fault)
+			}
 			p.mu.Lock()
 			progress := p.progress
 			p.progress = nil

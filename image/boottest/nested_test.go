@@ -46,6 +46,7 @@ func TestInHost(t *testing.T) {
 		{pkg: "hvd/vm", run: "TestRecordReplay$", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplayOfChangingSets", guest: true},
 		{pkg: "hvd/vm", run: "TestFlips", tags: "faultinject"},
+		{pkg: "hvd/vm", run: "TestAccessedBits", guest: true},
 	} {
 		t.Run(c.pkg+" "+c.run, func(t *testing.T) {
 			if testing.Short() {
@@ -55,14 +56,15 @@ func TestInHost(t *testing.T) {
 				t.Skipf("qemu-system-x86_64 is missing: install the packages %v", lab.Missing())
 			}
 			var log bytes.Buffer
+			args, timeout := moreArgs(t)
 			cfg := nested.Config{
-				Kernel: "../kernel/vmlinuz", Package: "../../" + c.pkg, Args: []string{"-test.v", "-test.run=^" + c.run},
+				Kernel: "../kernel/vmlinuz", Package: "../../" + c.pkg, Args: append([]string{"-test.v", "-test.run=^" + c.run}, args...),
 				Tags: c.tags, Extra: exercise(t), MemoryMiB: nestedMemoryMiB, Core: nestedCore, Log: io.MultiWriter(&log, t.Output()),
 			}
 			if c.guest {
 				cfg.Disks = []string{guestImage(t)}
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), nestedTimeout)
+			ctx, cancel := context.WithTimeout(t.Context(), timeout)
 			defer cancel()
 			if err := nested.Run(ctx, t.TempDir(), cfg); err != nil {
 				t.Fatal(err)
@@ -72,6 +74,17 @@ func TestInHost(t *testing.T) {
 			}
 		})
 	}
+}
+
+// moreArgs are arguments for the test in the host from DUET_TEST_ARGS, and its
+// limit: such a run takes as long as go test's -timeout permits.
+func moreArgs(t *testing.T) (args []string, limit time.Duration) {
+	t.Helper()
+	args = strings.Fields(os.Getenv("DUET_TEST_ARGS"))
+	if deadline, ok := t.Deadline(); ok && len(args) > 0 {
+		return append(args, "-test.timeout="+time.Until(deadline).String()), time.Until(deadline)
+	}
+	return args, nestedTimeout
 }
 
 // exercise is the small guest: our kernel, and image/exercise as its initramfs.

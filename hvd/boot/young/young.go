@@ -23,11 +23,18 @@
 //	                                             marked as used: the calls of
 //	                                             folio_mark_accessed and
 //	                                             mark_page_accessed become no-ops
+//	copy_page_range and the copy_ functions      the child's entries of a fork are
+//	                                             no older than the parent's: "and
+//	                                             reg, ~accessed" becomes ~0
 //
 // The first are put behind "endbr64" and "call __fentry__", which the kernel
 // patches itself. Reclaim then orders pages by how they came and by reads and
-// writes, not by use through mappings. The rest that Linux does with accessed bits
-// is to copy them, and to read some inline: smaps, DAMON, khugepaged.
+// writes, not by use through mappings. With the last no entry is old but for
+// madvise(MADV_FREE), swapoff, DAMON and, before 6.1, migration: what is set already
+// can't be set by speculation. An old entry that becomes young while the kernel has
+// a copy of it, in a register or on its stack, would else make two executions differ
+// there, as try_to_unmap does when it swaps a page out. smaps, DAMON and khugepaged
+// read the bit inline.
 //
 // A kernel that the guest starts by kexec isn't changed.
 package young
@@ -58,6 +65,7 @@ type Cure struct {
 	Patches   []Patch
 	Functions int // that answer "old"
 	Calls     int // that mark no page any more
+	Forks     int // places where a fork makes entries old
 }
 
 // testers are the functions that test and clear a bit. The kernel must have
@@ -76,6 +84,16 @@ var (
 	leave     = []byte{0xc3, 0xcc, 0xcc, 0xcc, 0xcc} // ret; int3
 	endbr64   = []byte{0xf3, 0x0f, 0x1e, 0xfa}
 )
+
+// forks tells the functions that copy page tables for a fork; copy_one_pte is
+// that of kernels before 5.8.
+func forks(name string) bool {
+	switch strings.TrimLeft(name, "_") {
+	case "copy_page_range", "copy_pte_range", "copy_present_pte", "copy_present_ptes", "copy_one_pte", "copy_huge_pmd":
+		return true
+	}
+	return false
+}
 
 const fentry = "__fentry__"
 
@@ -97,11 +115,11 @@ func Find(segments []kallsyms.Segment) (*Cure, error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnknown, err)
 	}
 	k := kernel{segments: segments, marks: map[uint64]bool{}}
-	var test, unmap []kallsyms.Symbol
+	var test, unmap, fork []kallsyms.Symbol
 	seen := map[string]bool{}
 	for _, s := range table.Functions(func(name string) bool {
 		_, tests := testers[name]
-		return tests || marks(name) || unmaps(name) || name == fentry
+		return tests || marks(name) || unmaps(name) || forks(name) || name == fentry
 	}) {
 		_, tests := testers[s.Name]
 		switch {
@@ -115,13 +133,15 @@ func Find(segments []kallsyms.Segment) (*Cure, error) {
 			k.marks[s.Addr] = true
 		case unmaps(s.Base()):
 			unmap = append(unmap, s)
+		case forks(s.Base()):
+			fork = append(fork, s)
 		}
 		seen[s.Name] = true
 	}
 	if name := missing(seen); name != "" {
 		return nil, fmt.Errorf("%w: its symbol table doesn't name %s", ErrUnknown, name)
 	}
-	return k.cure(test, unmap)
+	return k.cure(test, unmap, fork)
 }
 
 // missing names what a kernel can't be cured without.
@@ -146,7 +166,7 @@ type kernel struct {
 	fentry   uint64          // address of __fentry__, 0 if there is none
 }
 
-func (k *kernel) cure(test, unmap []kallsyms.Symbol) (*Cure, error) {
+func (k *kernel) cure(test, unmap, fork []kallsyms.Symbol) (*Cure, error) {
 	c := &Cure{}
 	for _, s := range test {
 		code := k.code(s)
@@ -156,6 +176,9 @@ func (k *kernel) cure(test, unmap []kallsyms.Symbol) (*Cure, error) {
 		}
 		c.add(s, code, at, answerOld)
 		c.Functions++
+	}
+	for _, s := range fork {
+		k.young(c, s)
 	}
 	for _, s := range unmap {
 		code := k.code(s)
@@ -175,14 +198,50 @@ func (k *kernel) cure(test, unmap []kallsyms.Symbol) (*Cure, error) {
 	switch {
 	case c.Calls == 0:
 		return nil, fmt.Errorf("%w: no call of folio_mark_accessed or mark_page_accessed in unmap_page_range", ErrUnknown)
+	case c.Forks == 0:
+		return nil, fmt.Errorf("%w: no place in copy_page_range where a fork makes entries old", ErrUnknown)
+	case c.Forks > maxCalls:
+		return nil, fmt.Errorf("%w: %d places where a fork makes entries old, and a few are expected", ErrUnknown, c.Forks)
 	case c.Calls > maxCalls:
 		return nil, fmt.Errorf("%w: %d calls of folio_mark_accessed where two or three are expected", ErrUnknown, c.Calls)
 	}
 	return c, nil
 }
 
-// maxCalls limits the calls that are taken for those of unmapping.
+// maxCalls limits the calls that are taken for those of unmapping, and the places
+// that are taken for those of forking.
 const maxCalls = 16
+
+// makesOld are the masks with which a fork makes an entry old, behind REX.W and
+// an AND with an immediate (AMD64 APM volume 3, AND): of 8 bits, sign-extended, and
+// of 32 bits, which unsets the bit of userfaultfd, too.
+var (
+	makesOld     = byte(0xdf)
+	makesOldWide = []byte{0xdf, 0xfb, 0xff, 0xff}
+)
+
+// young makes a fork leave entries as young as they are.
+func (k *kernel) young(c *Cure, f kallsyms.Symbol) {
+	code := k.code(f)
+	for at := 0; at+4 <= len(code); at++ {
+		op := code[at:]
+		mask := 0
+		switch register := op[2]&0xf8 == 0xe0; {
+		case op[0]&^1 != 0x48: // REX.W
+		case op[1] == 0x83 && register && op[3] == makesOld:
+			mask = 3
+		case op[1] == 0x81 && register && bytes.HasPrefix(op[3:], makesOldWide):
+			mask = 3
+		case op[0] == 0x48 && op[1] == 0x25 && bytes.HasPrefix(op[2:], makesOldWide):
+			mask = 2
+		}
+		if mask > 0 {
+			c.add(f, code, at+mask, []byte{0xff})
+			c.Forks++
+			at += mask
+		}
+	}
+}
 
 func (c *Cure) add(s kallsyms.Symbol, code []byte, at int, instead []byte) {
 	c.Patches = append(c.Patches, Patch{

@@ -76,7 +76,7 @@ func TestKernels(t *testing.T) {
 				t.Fatal(err)
 			}
 			check(t, c)
-			t.Logf("%d functions, %d calls", c.Functions, c.Calls)
+			t.Logf("%d functions, %d calls, %d places of forks", c.Functions, c.Calls, c.Forks)
 		})
 	}
 }
@@ -84,14 +84,16 @@ func TestKernels(t *testing.T) {
 // check tells whether a cure is one of the known kind.
 func check(t *testing.T, c *Cure) {
 	t.Helper()
-	if len(c.Patches) != c.Functions+c.Calls || c.Calls < 1 {
-		t.Fatalf("%d patches, %d functions, %d calls", len(c.Patches), c.Functions, c.Calls)
+	if len(c.Patches) != c.Functions+c.Calls+c.Forks || c.Calls < 1 || c.Forks < 2 {
+		t.Fatalf("%d patches, %d functions, %d calls, %d places of forks", len(c.Patches), c.Functions, c.Calls, c.Forks)
 	}
 	for _, p := range c.Patches {
 		_, tests := testers[p.Function]
 		switch {
 		case len(p.Old) != len(p.New) || bytes.Equal(p.Old, p.New):
 		case tests && bytes.Equal(p.New, answerOld) && p.Old[0] == 0x48: // a load, all of them
+			continue
+		case forks(p.Function) && bytes.Equal(p.New, []byte{0xff}) && p.Old[0] == makesOld:
 			continue
 		case !tests && bytes.Equal(p.New, nop5) && p.Old[0] == 0xe8:
 			continue
@@ -165,7 +167,10 @@ func TestCalls(t *testing.T) {
 	unmap := p.function(0x100, "unmap_page_range", slices.Concat(
 		endbr64, to(0xe8, 0x104, enter), to(0xe8, 0x109, mark), []byte{0xe8, 0xe8}, to(0xe8, 0x110, mark), to(0xe8, 0x115, 0x700))...)
 	tail := p.function(0x200, "zap_pte_range.cold", to(0xe9, 0x200, mark)...)
-	c, err := p.k.cure([]kallsyms.Symbol{young}, []kallsyms.Symbol{unmap, tail})
+	fork := p.function(0x300, "copy_page_range", slices.Concat(
+		[]byte{0x48, 0x83, 0xe0, 0xdf, 0x83, 0xe0, 0xdf, 0x48, 0x83, 0xe0, 0xbf}, []byte{0x49, 0x81, 0xe7}, makesOldWide,
+		[]byte{0x48, 0x25}, makesOldWide, []byte{0x48, 0x81, 0xe0, 0xdf, 0xff}, []byte{0x48, 0x25, 0xdf})...)
+	c, err := p.k.cure([]kallsyms.Symbol{young}, []kallsyms.Symbol{unmap, tail}, []kallsyms.Symbol{fork})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,14 +178,17 @@ func TestCalls(t *testing.T) {
 	for _, p := range c.Patches {
 		at = append(at, p.Addr-base)
 	}
-	if want := []uint64{0x10, 0x109, 0x110, 0x200}; !slices.Equal(at, want) || !bytes.Equal(c.Patches[3].New, leave) {
+	if want := []uint64{0x10, 0x303, 0x30e, 0x314, 0x109, 0x110, 0x200}; !slices.Equal(at, want) || !bytes.Equal(c.Patches[6].New, leave) {
 		t.Errorf("%#x, want %#x; %+v", at, want, c)
 	}
-	if _, err := p.k.cure([]kallsyms.Symbol{young}, nil); !errors.Is(err, ErrUnknown) {
+	if _, err := p.k.cure([]kallsyms.Symbol{young}, []kallsyms.Symbol{unmap}, nil); !errors.Is(err, ErrUnknown) {
+		t.Errorf("no fork: %v", err)
+	}
+	if _, err := p.k.cure([]kallsyms.Symbol{young}, nil, []kallsyms.Symbol{fork}); !errors.Is(err, ErrUnknown) {
 		t.Errorf("no unmap: %v", err)
 	}
 	outside := kallsyms.Symbol{Name: "ptep_clear_flush_young", Addr: base + 0xffe, End: base + 0x1010}
-	if _, err := p.k.cure([]kallsyms.Symbol{outside}, []kallsyms.Symbol{unmap}); !errors.Is(err, ErrUnknown) {
+	if _, err := p.k.cure([]kallsyms.Symbol{outside}, []kallsyms.Symbol{unmap}, []kallsyms.Symbol{fork}); !errors.Is(err, ErrUnknown) {
 		t.Errorf("a function outside: %v", err)
 	}
 }
@@ -213,12 +221,13 @@ func TestNames(t *testing.T) {
 func FuzzCure(f *testing.F) {
 	f.Add([]byte{0x48, 0x8b, 0x05, 0, 0, 0, 0, 0xc3}, to(0xe8, 0x100, mark), uint16(5))
 	f.Add(slices.Concat(endbr64, nop5), to(0xe9, 0x100, mark), uint16(0xffff))
+	f.Add([]byte{0x48, 0x8b, 0x05, 0, 0, 0, 0, 0xc3}, append(to(0xe8, 0x100, mark), 0x48, 0x83, 0xe0, 0xdf, 0x48, 0x25, 0xdf, 0xfb, 0xff, 0xff), uint16(15))
 	f.Fuzz(func(t *testing.T, test, unmap []byte, length uint16) {
 		p := newProgram()
 		a := p.function(0x10, "ptep_test_and_clear_young", test[:min(len(test), 0xf0)]...)
 		b := p.function(0x100, "unmap_page_range", unmap[:min(len(unmap), 0x600)]...)
 		b.End = b.Addr + uint64(length)
-		c, err := p.k.cure([]kallsyms.Symbol{a}, []kallsyms.Symbol{b})
+		c, err := p.k.cure([]kallsyms.Symbol{a}, []kallsyms.Symbol{b}, []kallsyms.Symbol{b})
 		if err != nil {
 			return
 		}
