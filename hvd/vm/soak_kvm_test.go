@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/boot/ext4"
 	"github.com/duet-ft/duet/hvd/kvm"
@@ -25,17 +24,16 @@ import (
 )
 
 var (
-	soakRuns   = flag.String("soak.runs", "", "what TestSoak runs: WORKLOAD:SEED, joined by +")
+	soakRuns   = flag.String("soak.runs", "", "what TestSoak runs: WORKLOAD:SEED, joined by +; with :fault behind it, a bit of the replica is changed")
 	soakKernel = flag.String("soak.kernel", "", "how the version of the guest's kernel begins; default: the kernel that its disk names")
 	soakTimers = flag.String("soak.timers", "periodic", "the guest's timer: periodic, oneshot or tickless")
-	soakFault  = flag.Bool("soak.fault", false, "change a bit of each replica's memory, which must be found")
 )
 
 const (
 	soakMemory = 256 << 20
 	soakBoot   = "boot"
-	// soakLimit is when a run is cut off; what was recorded until then counts.
-	soakLimit = 2 * time.Minute
+	// A run is cut off then; what was recorded until then counts.
+	soakLimit, soakBootLimit = time.Minute, 5 * time.Minute
 )
 
 // timerModes are arguments of the guest's kernel.
@@ -54,11 +52,12 @@ func TestSoak(t *testing.T) {
 	s := newSoak(t)
 	for _, r := range strings.Split(*soakRuns, "+") {
 		workload, number, _ := strings.Cut(r, ":")
+		number, fault := strings.CutSuffix(number, ":fault")
 		seed, err := strconv.ParseUint(number, 0, 64)
 		if err != nil {
 			t.Fatalf("-soak.runs: %q has no seed: %v", r, err)
 		}
-		s.run(workload, seed)
+		s.run(workload, seed, fault)
 		if t.Failed() {
 			return
 		}
@@ -144,18 +143,9 @@ func soakImage(version string) (*boot.Image, error) {
 // machine makes a machine on what is left of memory n.
 func (s *soak) machine(n int, traps uint64) *machine.Machine {
 	s.t.Helper()
-	size, err := s.rim.disk.Seek(0, 2)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	m, err := machine.New(s.sys, machine.Config{
-		MemoryBytes: soakMemory, Memory: s.memory[n],
-		Board: board.Config{
-			Disks: []board.Disk{{Sectors: uint64(size / 512), Serial: "guest"}},
-			MAC:   guestMAC, CID: 3, Wall: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
-		},
-		Traps: traps,
-	})
+	cfg := s.config(traps)
+	cfg.Memory = s.memory[n]
+	m, err := machine.New(s.sys, cfg)
 	if err != nil {
 		s.t.Fatal(err)
 	}

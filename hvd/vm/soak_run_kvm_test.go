@@ -31,17 +31,19 @@ type soakRecord struct {
 // maxSoakSteps bounds the exits that are kept, 200 bytes each.
 const maxSoakSteps = 1 << 19
 
-// run records one run, replays it and compares.
-func (s *soak) run(workload string, seed uint64) {
+// run records one run, replays it and compares. fault changes a bit of the
+// replica, which must be found.
+func (s *soak) run(workload string, seed uint64, fault bool) {
 	s.t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 0x50a4))
 	plan := planOf(rng)
 	fresh := func(n int) *machine.Machine { return s.restored(n, plan.traps) }
-	todo := func(ctx context.Context) error { return s.work(ctx, workload, plan) }
+	todo, limit := func(ctx context.Context) error { return s.work(ctx, workload, plan) }, soakLimit
 	switch {
 	case workload == soakBoot:
 		fresh = func(n int) *machine.Machine { return s.booted(n, seed, plan.traps) }
 		todo = func(ctx context.Context) error { return s.rim.expect(ctx, 0, "login: ") }
+		limit = soakBootLimit
 		s.rim.rewrite(nil)
 	case s.base == nil:
 		s.unrecorded()
@@ -49,8 +51,11 @@ func (s *soak) run(workload string, seed uint64) {
 	default:
 		s.rim.rewrite(s.base.written)
 	}
-	r := s.record(fresh(0), plan, rng, todo)
+	r := s.record(fresh(0), plan, rng, todo, limit)
 	replica := fresh(1)
+	if fault {
+		flipABit(replica.Memory, rng)
+	}
 	begun := time.Now()
 	differ := s.replay(r, replica)
 	line := fmt.Sprintf("run: %s seed %d kernel %s timers %s: %s, replayed in %.1f s: ",
@@ -104,8 +109,8 @@ func (s *soak) work(ctx context.Context, workload string, plan soakPlan) error {
 	return check(s.rim.said(0))
 }
 
-// record runs m with the plan until the workload has ended, or for soakLimit.
-func (s *soak) record(m *machine.Machine, plan soakPlan, rng *rand.Rand, todo func(context.Context) error) *soakRecord {
+// record runs m with the plan until the workload has ended, or for limit.
+func (s *soak) record(m *machine.Machine, plan soakPlan, rng *rand.Rand, todo func(context.Context) error, limit time.Duration) *soakRecord {
 	s.t.Helper()
 	r := &soakRecord{plan: plan, base: m.Base(), machine: m}
 	e := New(m, s.rim, plan.Config)
@@ -122,7 +127,7 @@ func (s *soak) record(m *machine.Machine, plan soakPlan, rng *rand.Rand, todo fu
 	go plan.load(loaded)
 	begun := time.Now()
 	s.live(s.t.Context(), e, func(ctx context.Context) error {
-		within, cancel := context.WithTimeout(ctx, soakLimit)
+		within, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		err := todo(within)
 		if errors.Is(err, context.DeadlineExceeded) {
@@ -159,9 +164,6 @@ func (s *soak) replay(r *soakRecord, m *machine.Machine) (differ []string) {
 	s.t.Helper()
 	if err := m.Track(); err != nil {
 		s.t.Fatal(err)
-	}
-	if *soakFault {
-		flipABit(m.Memory, rand.New(rand.NewPCG(uint64(r.final.Position), 1)))
 	}
 	e := New(m, discard{}, r.plan.Config)
 	if err := e.Feed(0, bytes.Clone(r.log.Bytes())); err != nil {
@@ -233,8 +235,13 @@ const replaysAgain = 3
 func (s *soak) explain(r *soakRecord, fresh func() *machine.Machine) {
 	s.t.Helper()
 	var firsts []string
-	for range replaysAgain {
+	for n := range replaysAgain {
 		m := fresh()
+		if n == 0 {
+			if err := s.save(r, m); err != nil {
+				fmt.Printf("soak: the recording isn't kept: %v\n", err)
+			}
+		}
 		first := -1
 		var other machine.Step
 		at := 0

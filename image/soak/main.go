@@ -6,14 +6,15 @@
 // how long they may wait, what is counted as traps, how busy the host is. Not decided is what the host does meanwhile:
 // the same seed makes a run of the same kind, never the same one. Runs have the seeds s, s+1 and so on; each prints a line.
 // Everything is compared: fingerprints, all of memory, CPU, devices. The first difference ends it with status 1, and is
-// explained: the first exit that differs as both made it, what the log has there, and whether further replays agree.
+// explained: the first exit that differs as both made it, what the log has there, and whether further replays agree. The
+// recording is kept for hvd replay and a debugger.
 //
 // # Place
 //
 // The runs themselves are hvd/vm's TestSoak, in hosts that image/nested emulates; image/guest builds the guest's disk,
 // with the scripts in workloads and what they need. plan.go decides, tally.go reads what is printed; both are pure.
 //
-// -fault changes one bit of each replica's memory: every run must fail then.
+// -fault changes one bit of the last replica's memory: that run must fail then.
 package main
 
 import (
@@ -21,12 +22,16 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"time"
 
+	"github.com/duet-ft/duet/hvd/recording"
+	"github.com/duet-ft/duet/image/guest"
 	"github.com/duet-ft/duet/image/lab"
 	"github.com/duet-ft/duet/image/nested"
 )
@@ -42,6 +47,8 @@ type options struct {
 	core  int
 	mib   int
 	fault bool
+	keep  string // where a recording goes that isn't replayed equally
+	root  string // of the source tree
 }
 
 func main() {
@@ -53,13 +60,14 @@ func main() {
 	flag.StringVar(&o.fixed.timers, "timers", "", "run with these only: periodic, oneshot or tickless")
 	flag.IntVar(&o.core, "core", 0, "the core that the emulated host is pinned to")
 	flag.IntVar(&o.mib, "mib", 2, "how many MiB the workload network receives, and sends")
-	flag.BoolVar(&o.fault, "fault", false, "change a bit of each replica's memory")
+	flag.BoolVar(&o.fault, "fault", false, "change a bit of the last replica's memory, which must be found")
+	flag.StringVar(&o.keep, "keep", "soak.recording", "where a recording goes that isn't replayed equally")
 	flag.Parse()
 	if o.seed == 0 {
 		o.seed = 1 + rand.Uint64N(1_000_000_000)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := soak(ctx, o)
+	err := soak(ctx, o, os.Stdout)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "soak:", err)
@@ -67,12 +75,12 @@ func main() {
 	}
 }
 
-// soak makes the runs, host by host.
-func soak(ctx context.Context, o options) error {
+// soak makes the runs, host by host, until one fails.
+func soak(ctx context.Context, o options, out io.Writer) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	say := func(line string) { fmt.Println(line) }
+	say := func(line string) { fmt.Fprintln(out, line) }
 	if err := lab.Install(ctx, say); err != nil {
 		return err
 	}
@@ -89,23 +97,53 @@ func soak(ctx context.Context, o options) error {
 	for n := range o.runs {
 		runs = append(runs, runOf(o.seed+uint64(n), o.fixed))
 	}
-	fmt.Printf("%d runs from seed %d\n", o.runs, o.seed)
-	begun, seen := time.Now(), newTally(os.Stdout)
-	for _, b := range batches(runs) {
-		args := append([]string{"-test.run=^TestSoak$", "-test.timeout=10h", fmt.Sprintf("-soak.fault=%t", o.fault), fmt.Sprintf("-soak.mib=%d", o.mib)}, b.args()...)
+	list := batches(runs)
+	if o.fault {
+		last := list[len(list)-1]
+		last[len(last)-1].fault = true
+	}
+	say(fmt.Sprintf("%d runs from seed %d", o.runs, o.seed))
+	kept := filepath.Join(dir, "kept")
+	if err := errors.Join(os.WriteFile(kept, nil, 0o600), os.Truncate(kept, maxKept)); err != nil {
+		return err
+	}
+	begun, seen := time.Now(), newTally(out)
+	for _, b := range list {
+		args := []string{"-test.run=^TestSoak$", "-test.timeout=10h", fmt.Sprintf("-soak.mib=%d", o.mib)}
 		err = nested.Run(ctx, dir, nested.Config{
-			Kernel: "image/kernel/vmlinuz", Package: "./hvd/vm", Disks: []string{image}, MemoryMiB: hostMemoryMiB, Core: o.core,
-			Args: args, Log: seen,
+			Kernel: filepath.Join(o.root, "image/kernel/vmlinuz"), Package: "github.com/duet-ft/duet/hvd/vm", Disks: []string{image},
+			Kept: []string{kept}, MemoryMiB: hostMemoryMiB, Core: o.core, Args: append(args, b.args()...), Log: seen,
 		})
 		if err != nil {
+			err = errors.Join(err, keep(kept, o.keep, say))
 			break
 		}
 	}
-	fmt.Printf("\n%s%d of %d runs equal, in %v\n", seen.summary(), seen.runs, o.runs, time.Since(begun).Round(time.Second))
+	say(fmt.Sprintf("\n%s%d of %d runs equal, in %v", seen.summary(), seen.runs, o.runs, time.Since(begun).Round(time.Second)))
 	if err == nil && seen.runs != o.runs {
 		err = errors.New("some runs are missing")
 	}
 	return err
+}
+
+// maxKept is the room for a recording that wasn't replayed equally.
+const maxKept = 4 << 30
+
+// keep copies the recording that the host has left on a disk, if there is one.
+func keep(disk, to string, say func(string)) error {
+	f, err := os.Open(disk)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := recording.NewReader(f); err != nil {
+		return nil // none
+	}
+	if err := guest.Copy(to, disk); err != nil {
+		return err
+	}
+	say("the recording is kept: go run ./image replay " + to)
+	return nil
 }
 
 func (o options) check() error {
@@ -115,6 +153,8 @@ func (o options) check() error {
 		names = append(names, w.name)
 	}
 	switch {
+	case o.runs < 1:
+		return errors.New("at least one run")
 	case !known(o.fixed.workload, names):
 		return fmt.Errorf("no workload %q: %v", o.fixed.workload, names)
 	case !known(o.fixed.kernel, kernels):

@@ -30,6 +30,7 @@ var (
 type run struct {
 	seed                     uint64
 	workload, kernel, timers string
+	fault                    bool // something is changed, and has to be found
 }
 
 // runOf draws the run of a seed. fixed has what isn't to be drawn.
@@ -89,7 +90,11 @@ func rank(r run) int {
 func (b batch) args() []string {
 	var list []string
 	for _, r := range b {
-		list = append(list, fmt.Sprintf("%s:%d", r.workload, r.seed))
+		s := fmt.Sprintf("%s:%d", r.workload, r.seed)
+		if r.fault {
+			s += ":fault"
+		}
+		list = append(list, s)
 	}
 	return []string{"-soak.kernel=" + b[0].kernel, "-soak.timers=" + b[0].timers, "-soak.runs=" + strings.Join(list, "+")}
 }

@@ -1,9 +1,18 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"io"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/duet-ft/duet/image/guest"
+	"github.com/duet-ft/duet/image/lab"
 )
 
 // TestRunsAreDrawn checks that seeds reach every workload on every kernel with all timers, and that each run is in one
@@ -41,7 +50,7 @@ func TestRunsAreDrawn(t *testing.T) {
 	if seen != n {
 		t.Errorf("%d of %d runs are in batches", seen, n)
 	}
-	if r := runOf(1, run{workload: "redis", kernel: "6.1.", timers: "oneshot"}); r != (run{1, "redis", "6.1.", "oneshot"}) {
+	if r := runOf(1, run{workload: "redis", kernel: "6.1.", timers: "oneshot"}); r != (run{1, "redis", "6.1.", "oneshot", false}) {
 		t.Errorf("fixed, and drawn as %+v", r)
 	}
 }
@@ -58,6 +67,34 @@ func TestScripts(t *testing.T) {
 		}
 	}
 }
+
+// TestSoak is a small soak: some runs are equal, and the last, whose replica was changed, is found to be different.
+func TestSoak(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skipped with -short: boots a machine in QEMU")
+	}
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		t.Skipf("qemu-system-x86_64 is missing: install the packages %v", lab.Missing())
+	}
+	const runs = 4
+	var out strings.Builder
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	defer cancel()
+	err := soak(ctx, options{
+		root: "../..", runs: runs, seed: testSeed, fixed: run{kernel: "6.12.", timers: "periodic"}, core: 1, mib: 1,
+		fault: true, keep: filepath.Join(t.TempDir(), "kept"),
+	}, io.MultiWriter(&out, t.Output()))
+	if errors.Is(err, guest.ErrUnavailable) {
+		t.Skip(err)
+	}
+	if said := out.String(); err == nil || !strings.Contains(said, fmt.Sprintf("%d of %d runs equal", runs-1, runs)) ||
+		!strings.Contains(said, "differ") {
+		t.Errorf("the soak ended with: %v", err)
+	}
+}
+
+// testSeed is where the seeds of TestSoak's runs begin: redis, ..., none of them a boot.
+const testSeed = 2
 
 func TestTally(t *testing.T) {
 	var out strings.Builder

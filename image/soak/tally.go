@@ -26,8 +26,8 @@ func newTally(to io.Writer) *tally { return &tally{to: to, equal: map[[2]string]
 
 var (
 	equalLine = regexp.MustCompile(`^run: (\S+) seed (\d+) kernel (\S+) .*: equal$`)
-	// noise is what a test binary says beside.
-	noise = regexp.MustCompile(`^(=== RUN|PASS$|--- PASS|NESTED EXIT)`)
+	// noise is what a test binary says beside, and the host's kernel.
+	noise = regexp.MustCompile(`^(=== RUN|PASS$|--- PASS|NESTED EXIT|\[ *\d+\.\d+\] )`)
 )
 
 // Write implements io.Writer.
