@@ -6,7 +6,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/recording"
@@ -15,23 +14,6 @@ import (
 // soakKept is a disk that takes the recording of a run that wasn't replayed
 // equally.
 const soakKept = "/dev/vdb"
-
-// config is what a run's machines are made from.
-func (s *soak) config(traps uint64) machine.Config {
-	s.t.Helper()
-	size, err := s.rim.disk.Seek(0, 2)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return machine.Config{
-		MemoryBytes: soakMemory,
-		Board: board.Config{
-			Disks: []board.Disk{{Sectors: uint64(size / 512), Serial: "guest"}},
-			MAC:   guestMAC, CID: 3, Wall: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
-		},
-		Traps: traps,
-	}
-}
 
 // save writes a recording for hvd replay: m is a machine in the state at which
 // it begins.
@@ -45,7 +27,9 @@ func (s *soak) save(r *soakRecord, m *machine.Machine) error {
 	if err != nil {
 		return err
 	}
-	config, err := json.Marshal(s.config(r.plan.traps))
+	made := guestConfig(s.t)
+	made.MemoryBytes = soakMemory
+	config, err := json.Marshal(made)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/mem"
+	"github.com/duet-ft/duet/hvd/trapset"
 )
 
 var (
@@ -141,10 +142,10 @@ func soakImage(version string) (*boot.Image, error) {
 }
 
 // machine makes a machine on what is left of memory n.
-func (s *soak) machine(n int, traps uint64) *machine.Machine {
+func (s *soak) machine(n int) *machine.Machine {
 	s.t.Helper()
-	cfg := s.config(traps)
-	cfg.Memory = s.memory[n]
+	cfg := guestConfig(s.t)
+	cfg.MemoryBytes, cfg.Memory = soakMemory, s.memory[n]
 	m, err := machine.New(s.sys, cfg)
 	if err != nil {
 		s.t.Fatal(err)
@@ -154,7 +155,7 @@ func (s *soak) machine(n int, traps uint64) *machine.Machine {
 }
 
 // booted makes a machine at its kernel's first instruction.
-func (s *soak) booted(n int, seed uint64, traps uint64) *machine.Machine {
+func (s *soak) booted(n int, seed uint64) *machine.Machine {
 	s.t.Helper()
 	if m := s.memory[n]; m != nil { // a kernel is loaded into fresh memory
 		s.memory[n] = nil
@@ -162,7 +163,7 @@ func (s *soak) booted(n int, seed uint64, traps uint64) *machine.Machine {
 			s.t.Fatal(err)
 		}
 	}
-	m := s.machine(n, traps)
+	m := s.machine(n)
 	o := boot.Options{Quiet: !*loud, Cmdline: timerModes[*soakTimers]}
 	o.Seed[0] = byte(seed)
 	entry, err := boot.Load(m.Memory, s.image, o)
@@ -176,9 +177,9 @@ func (s *soak) booted(n int, seed uint64, traps uint64) *machine.Machine {
 }
 
 // restored makes a machine in the state at which runs begin.
-func (s *soak) restored(n int, traps uint64) *machine.Machine {
+func (s *soak) restored(n int) *machine.Machine {
 	s.t.Helper()
-	m := s.machine(n, traps)
+	m := s.machine(n)
 	for p := range m.Memory.Pages() {
 		if page, was := m.Memory.Page(p), s.base.memory[p*mem.PageSize:(p+1)*mem.PageSize]; !bytes.Equal(page, was) {
 			copy(page, was)
@@ -209,13 +210,20 @@ func (s *soak) keep(n int, m *machine.Machine) {
 func (s *soak) prepare(m *machine.Machine) {
 	s.t.Helper()
 	begun := time.Now()
-	plan := soakPlan{Config: tcgConfig(), typed: 16, delay: time.Millisecond}
+	plan := soakPlan{Config: tcgConfig()}
 	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Minute)
 	defer cancel()
 	e := New(m, s.rim, plan.Config)
 	s.rim.begin(e, plan, rand.New(rand.NewPCG(1, 1)))
 	e.Reissue()
-	s.live(ctx, e, s.login)
+	s.live(ctx, e, func(ctx context.Context) error {
+		sh, err := login(ctx, e, s.rim.testRim)
+		if err != nil {
+			return err
+		}
+		return sh("/soak/prepare")
+	})
+	m.SetTraps(trapset.Initial) // as a log begins
 	snapshot, err := m.Snapshot()
 	if err != nil {
 		s.t.Fatal(err)
@@ -226,33 +234,6 @@ func (s *soak) prepare(m *machine.Machine) {
 	}
 	s.keep(0, m)
 	fmt.Printf("soak: %s with %s timers, logged in to after %.1f s\n", s.image.Version, *soakTimers, time.Since(begun).Seconds())
-}
-
-// login gets a shell on the console and has it prepare the workloads.
-func (s *soak) login(ctx context.Context) error {
-	// A getty that was just started throws away what was typed before.
-	for asked := false; !asked; {
-		try, cancel := context.WithTimeout(ctx, 10*time.Second)
-		err := s.rim.say(ctx, "root")
-		if err == nil {
-			err = s.rim.expect(try, 0, "assword: ")
-		}
-		cancel()
-		if ctx.Err() != nil {
-			return err
-		}
-		asked = err == nil
-	}
-	for _, x := range [][2]string{{"duet", "# "}, {"stty -echo; PS1=; echo o''k", "ok"}, {"/soak/prepare && echo pre''pared", "prepared"}} {
-		from := len(s.rim.said(0))
-		if err := s.rim.say(ctx, x[0]); err != nil {
-			return err
-		}
-		if err := s.rim.expect(ctx, from, x[1]); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // live runs a machine until what is to be done in it is done.

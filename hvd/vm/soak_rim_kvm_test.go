@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -18,14 +17,14 @@ import (
 // arrive, how long they may wait, and what else the host and the guest do.
 type soakPlan struct {
 	Config
-	traps uint64
+	counted string // what is counted, in words
 
-	delayed  float64       // the share of inputs that come late
-	delay    time.Duration // by how much at the most
-	typed    int           // bytes that are typed at once at the most
-	busy     time.Duration // the host is busy with something else for so long
-	idle     time.Duration // and isn't for so long; 0: never busy
-	guestRaw string        // a program that only sleeps, at some rate, in the guest; "": none
+	delayed float64       // the share of inputs that come late
+	delay   time.Duration // by how much at the most
+	typed   int           // bytes that are typed at once at the most
+	busy    time.Duration // the host is busy with something else for so long
+	idle    time.Duration // and isn't for so long; 0: never busy
+	sleeper string        // a program that only sleeps, at some rate, in the guest; "": none
 }
 
 // planOf draws a plan.
@@ -37,7 +36,8 @@ func planOf(r *rand.Rand) soakPlan {
 		KickAfter:  between(15*time.Millisecond, 60*time.Millisecond),
 		FlushAfter: between(time.Millisecond, 10*time.Millisecond),
 	}}
-	p.traps = soakTraps(r)
+	p.Costs = tcgConfig().Costs
+	p.counted, p.Choose = soakTraps(r)
 	p.delayed = []float64{0, 0.02, 0.15}[r.IntN(3)]
 	p.delay = between(time.Millisecond, 15*time.Millisecond)
 	p.typed = 1 + r.IntN(16)
@@ -45,20 +45,20 @@ func planOf(r *rand.Rand) soakPlan {
 		p.busy, p.idle = between(time.Millisecond, 10*time.Millisecond), between(5*time.Millisecond, 30*time.Millisecond)
 	}
 	if r.IntN(2) == 0 {
-		p.guestRaw = fmt.Sprintf("perl -e 'select undef, undef, undef, %.4f while 1' & ", between(500*time.Microsecond, 30*time.Millisecond).Seconds())
+		p.sleeper = fmt.Sprintf("perl -e 'select undef, undef, undef, %.4f while 1' & ", between(500*time.Microsecond, 30*time.Millisecond).Seconds())
 	}
 	return p
 }
 
 // String names the plan's numbers for people.
 func (p soakPlan) String() string {
-	s := fmt.Sprintf("window %v, stop after %v, kick after %v, flush after %v, traps %#x, %.0f %% of inputs late by at most %v",
-		p.Window, p.StopAfter, p.KickAfter, p.FlushAfter, p.traps, 100*p.delayed, p.delay)
+	s := fmt.Sprintf("window %v, stop after %v, kick after %v, flush after %v, traps %s, %.0f %% of inputs late by at most %v",
+		p.Window, p.StopAfter, p.KickAfter, p.FlushAfter, p.counted, 100*p.delayed, p.delay)
 	if p.idle > 0 {
 		s += fmt.Sprintf(", host busy for %v of %v", p.busy, p.busy+p.idle)
 	}
-	if p.guestRaw != "" {
-		s += ", a sleeper in the guest: " + p.guestRaw
+	if p.sleeper != "" {
+		s += ", a sleeper in the guest: " + p.sleeper
 	}
 	return s
 }
@@ -213,20 +213,6 @@ func (r *soakRim) say(ctx context.Context, line string) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(pause):
-		}
-	}
-	return nil
-}
-
-// expect waits until the console has said something since a place in it.
-func (r *soakRim) expect(ctx context.Context, from int, what string) error {
-	look := time.NewTicker(10 * time.Millisecond)
-	defer look.Stop()
-	for !strings.Contains(r.said(from), what) {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the console never said %q: %w", what, ctx.Err())
-		case <-look.C:
 		}
 	}
 	return nil

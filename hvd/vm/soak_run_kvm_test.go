@@ -37,11 +37,11 @@ func (s *soak) run(workload string, seed uint64, fault bool) {
 	s.t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 0x50a4))
 	plan := planOf(rng)
-	fresh := func(n int) *machine.Machine { return s.restored(n, plan.traps) }
+	fresh := func(n int) *machine.Machine { return s.restored(n) }
 	todo, limit := func(ctx context.Context) error { return s.work(ctx, workload, plan) }, soakLimit
 	switch {
 	case workload == soakBoot:
-		fresh = func(n int) *machine.Machine { return s.booted(n, seed, plan.traps) }
+		fresh = func(n int) *machine.Machine { return s.booted(n, seed) }
 		todo = func(ctx context.Context) error { return s.rim.expect(ctx, 0, "login: ") }
 		limit = soakBootLimit
 		s.rim.rewrite(nil)
@@ -77,8 +77,8 @@ func (s *soak) run(workload string, seed uint64, fault bool) {
 // unrecorded boots a guest for the runs that don't begin with a boot.
 func (s *soak) unrecorded() {
 	s.t.Helper()
-	m := s.booted(0, 0, soakTraps(rand.New(rand.NewPCG(0, 0))))
-	plan := soakPlan{Config: tcgConfig(), delay: time.Millisecond}
+	m := s.booted(0, 0)
+	plan := soakPlan{Config: tcgConfig()}
 	e := New(m, s.rim, plan.Config)
 	s.rim.rewrite(nil)
 	s.rim.begin(e, plan, rand.New(rand.NewPCG(1, 1)))
@@ -94,8 +94,8 @@ func (s *soak) work(ctx context.Context, workload string, plan soakPlan) error {
 		args, check = s.peer.begin(ctx)
 		command += args
 	}
-	if plan.guestRaw != "" {
-		command = plan.guestRaw + command + "; S=$?; kill $!; ( exit $S )"
+	if plan.sleeper != "" {
+		command = plan.sleeper + command + "; S=$?; kill $!; ( exit $S )"
 	}
 	if err := s.rim.say(ctx, command+"; echo soak-''ended $?"); err != nil {
 		return err
@@ -151,8 +151,11 @@ func (s *soak) record(m *machine.Machine, plan soakPlan, rng *rand.Rand, todo fu
 // String says what was recorded.
 func (r *soakRecord) String() string {
 	s := r.stats
-	text := fmt.Sprintf("%d exits, %d ticks, log %d bytes, %d resyncs of %d bytes, recorded in %.1f s",
-		s.Exits.Load(), s.Ticks.Load(), s.LogBytes.Load(), s.Resyncs.Load(), s.ResyncBytes.Load()/max(1, s.Resyncs.Load()), r.took.Seconds())
+	exit, trap, resync := s.AtExit.Load(), s.AtTrap.Load(), s.AtResync.Load()
+	share := 100 / float64(max(1, exit+trap+resync))
+	text := fmt.Sprintf("%d exits, %d ticks, log %d bytes, %d resyncs of %d bytes, inputs at exits %.1f %%, traps %.1f %%, resyncs %.1f %%, recorded in %.1f s",
+		s.Exits.Load(), s.Ticks.Load(), s.LogBytes.Load(), s.Resyncs.Load(), s.ResyncBytes.Load()/max(1, s.Resyncs.Load()),
+		share*float64(exit), share*float64(trap), share*float64(resync), r.took.Seconds())
 	if r.cut {
 		text += " and cut off"
 	}
