@@ -27,6 +27,7 @@ import (
 var (
 	soakRuns   = flag.String("soak.runs", "", "what TestSoak runs: WORKLOAD:SEED, joined by +; with :fault behind it, a bit of the replica is changed")
 	soakKernel = flag.String("soak.kernel", "", "how the version of the guest's kernel begins; default: the kernel that its disk names")
+	soakFor    = flag.Duration("soak.for", 0, "begin no further run after that; 0: make all of them")
 	soakTimers = flag.String("soak.timers", "periodic", "the guest's timer: periodic, oneshot or tickless")
 )
 
@@ -50,8 +51,11 @@ func TestSoak(t *testing.T) {
 	if *soakRuns == "" {
 		t.Skip("image/soak says what this test runs")
 	}
-	s := newSoak(t)
+	s, begun := newSoak(t), time.Now()
 	for _, r := range strings.Split(*soakRuns, "+") {
+		if *soakFor > 0 && time.Since(begun) > *soakFor {
+			return
+		}
 		workload, number, _ := strings.Cut(r, ":")
 		number, fault := strings.CutSuffix(number, ":fault")
 		seed, err := strconv.ParseUint(number, 0, 64)
