@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 parts := appliance ftlink hvd image
 
-.PHONY: help test check pure nested packages demo bench sim kernel image fmt
+.PHONY: help test check pure nested packages demo bench sim soak kernel image fmt
 .NOTPARALLEL: # two emulated hosts on one core would run into their time limits
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make nested           the tests in emulated hosts, one after the other'
 	@echo 'make demo [SEED=n] [KEEP=1]   a pair in QEMU whose hosts are killed under load'
 	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n plays one, with a trace'
+	@echo 'make soak [RUNS=n] [SEED=s]   record and replay unmodified guests at work until something differs'
 	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions'
 	@echo 'make image [OUT=FILE] the disk image of a host'
 	@echo 'make kernel           rebuild image/kernel/vmlinuz'
@@ -40,6 +41,9 @@ demo:
 
 sim:
 	go test -count=1 -timeout 24h -v ./hvd/sim $(if $(SEED),-run 'TestSeed$$' -sim.seed $(SEED),$(if $(SEEDS),-sim.seeds $(SEEDS)))
+
+soak:
+	go run ./image/soak $(if $(RUNS),-runs $(RUNS)) $(if $(SEED),-seed $(SEED))
 
 bench:
 	go test -run '^$$' -bench . -benchmem ./hvd/event ./ftlink/session ./ftlink/wire ./hvd/iscsi

@@ -25,6 +25,7 @@ import (
 // memory, a tap with a DHCP server, the console in a buffer.
 type testRim struct {
 	engine *Engine
+	arrive func(event.Entry) // takes frames that arrive; nil: the engine does
 	disk   *os.File
 	guest  string // its address
 
@@ -70,7 +71,12 @@ func (r *testRim) openNetwork(t testing.TB) {
 			if err != nil {
 				return
 			}
-			r.engine.Input(event.Entry{Kind: event.Frame, Data: append([]byte(nil), buf[:n]...)})
+			in := event.Entry{Kind: event.Frame, Data: append([]byte(nil), buf[:n]...)}
+			if r.arrive != nil {
+				r.arrive(in)
+			} else {
+				r.engine.Input(in)
+			}
 		}
 	}()
 	r.dhcp, err = server4.NewServer("guest0", nil, lease)
@@ -107,7 +113,7 @@ func (r *testRim) close() {
 func (r *testRim) Effect(x board.Effect) {
 	switch x.Kind {
 	case board.DiskRequest:
-		go r.serveDisk(x)
+		go func() { r.engine.Input(r.serveDisk(x)) }()
 	case board.Frame:
 		_ = r.tap.Write(x.Data)
 	case board.Console:
@@ -120,7 +126,8 @@ func (r *testRim) Effect(x board.Effect) {
 	}
 }
 
-func (r *testRim) serveDisk(x board.Effect) {
+// serveDisk carries out a disk request; the result is its completion.
+func (r *testRim) serveDisk(x board.Effect) event.Entry {
 	done := event.Entry{Kind: event.DiskDone, Disk: x.Disk, ID: x.Request.ID}
 	switch x.Request.Op {
 	case blk.OpRead:
@@ -143,7 +150,7 @@ func (r *testRim) serveDisk(x board.Effect) {
 		}
 		r.mu.Unlock()
 	}
-	r.engine.Input(done)
+	return done
 }
 
 func (r *testRim) tail() string {

@@ -41,6 +41,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -87,6 +88,11 @@ func CacheDir() (string, error) {
 // packages, as the machine's apt is configured to. Two builds at the same time
 // wait for each other.
 func Build(ctx context.Context, cacheDir string, log func(line string)) (string, error) {
+	return Variant{Name: "guest", MiB: SizeMiB}.Build(ctx, cacheDir, log)
+}
+
+// Build is the package's Build for a variant.
+func (v Variant) Build(ctx context.Context, cacheDir string, log func(line string)) (string, error) {
 	if cacheDir == "" {
 		var err error
 		if cacheDir, err = CacheDir(); err != nil {
@@ -118,13 +124,14 @@ func Build(ctx context.Context, cacheDir string, log func(line string)) (string,
 	if err := os.Chmod(work, 0o755); err != nil {
 		return "", err
 	}
-	b := &builder{dir: cacheDir, work: work, log: log}
+	b := &builder{Variant: v, dir: cacheDir, work: work, log: log}
 	defer b.clean()
 	return b.build(ctx)
 }
 
 // builder is one call of Build.
 type builder struct {
+	Variant
 	dir, work string
 	log       func(string)
 	mode      mode
@@ -157,7 +164,7 @@ func (b *builder) build(ctx context.Context) (string, error) {
 	if b.mode, err = findMode(ctx); err != nil {
 		return "", err
 	}
-	if err := b.unpackRecipe(); err != nil {
+	if err := errors.Join(b.unpackRecipe(), b.addFiles()); err != nil {
 		return "", err
 	}
 	if !exists(base) {
@@ -170,13 +177,14 @@ func (b *builder) build(ctx context.Context) (string, error) {
 	if err := b.finish(ctx, base, agent, image); err != nil {
 		return "", err
 	}
-	return image, errors.Join(prune(b.dir, "guest-base-*.tar", base), prune(b.dir, "guest-[0-9a-f]*.img", image))
+	return image, errors.Join(prune(b.dir, b.Name+"-base-*.tar", base), prune(b.dir, b.Name+"-[0-9a-f]*.img", image))
 }
 
 // paths derives the cached files' names from all that goes into them.
 func (b *builder) paths(sources string, agent []byte) (base, image string, err error) {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s %q %q\n", suite, packages, sources)
+	b.hashPackages(h)
 	hashTree := func(match func(string) bool) error {
 		return fs.WalkDir(recipe, "recipe", func(p string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() || !match(p) {
@@ -192,12 +200,13 @@ func (b *builder) paths(sources string, agent []byte) (base, image string, err e
 		return "", "", err
 	}
 	name := func() string { return hex.EncodeToString(h.Sum(nil)[:8]) }
-	base = filepath.Join(b.dir, "guest-base-"+name()+".tar")
+	base = filepath.Join(b.dir, b.Name+"-base-"+name()+".tar")
 	if err := hashTree(func(p string) bool { return !early(p) }); err != nil {
 		return "", "", err
 	}
-	fmt.Fprintf(h, "%d MiB\n%s", SizeMiB, agent)
-	return base, filepath.Join(b.dir, "guest-"+name()+".img"), nil
+	fmt.Fprintf(h, "%d MiB\n%s", b.MiB, agent)
+	b.hashFiles(h)
+	return base, filepath.Join(b.dir, b.Name+"-"+name()+".img"), nil
 }
 
 // unpackRecipe writes the embedded files into the work directory; scripts
@@ -227,7 +236,7 @@ func (b *builder) unpackRecipe() error {
 func (b *builder) bootstrap(ctx context.Context, sources, base string) error {
 	tar := filepath.Join(b.work, "base.tar")
 	args := []string{
-		"--mode=" + b.mode.name, "--variant=minbase", "--include=" + strings.Join(packages, ","),
+		"--mode=" + b.mode.name, "--variant=minbase", "--include=" + strings.Join(slices.Concat(packages, b.Packages), ","),
 		"--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
 		"--dpkgopt=path-exclude=/usr/share/locale/*", "--dpkgopt=path-exclude=/usr/share/info/*",
 		"--essential-hook=copy-in " + filepath.Join(b.work, "recipe/early/etc") + " " + filepath.Join(b.work, "recipe/early/usr") + " /",
@@ -235,8 +244,9 @@ func (b *builder) bootstrap(ctx context.Context, sources, base string) error {
 	for _, o := range aptOptions(ctx) {
 		args = append(args, "--aptopt="+o)
 	}
+	args = append(args, b.backportHooks()...)
 	args = append(args, suite, tar)
-	if sources != "" {
+	if sources = b.withBackports(sources); sources != "" {
 		list := filepath.Join(b.work, "sources.list")
 		if err := os.WriteFile(list, []byte(sources), 0o644); err != nil {
 			return err
@@ -266,7 +276,7 @@ func (b *builder) finish(ctx context.Context, base, agent, image string) error {
 	}
 	b.unpacked = true
 	cmd := append(b.mode.helper(), filepath.Join(b.work, "recipe/finish.sh"),
-		filepath.Join(b.unpackDir(), "root"), filepath.Join(b.work, "recipe"), agent, img, fmt.Sprint(SizeMiB))
+		filepath.Join(b.unpackDir(), "root"), filepath.Join(b.work, "recipe"), agent, img, fmt.Sprint(b.MiB))
 	tar, err := os.Open(base)
 	if err != nil {
 		return err

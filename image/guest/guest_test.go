@@ -74,7 +74,7 @@ func TestSourcesAreTheHostsOwn(t *testing.T) {
 }
 
 func TestNamesFollowContents(t *testing.T) {
-	b := &builder{dir: "/cache"}
+	b := &builder{Variant: Variant{Name: "guest"}, dir: "/cache"}
 	base, image, err := b.paths("deb x", []byte("agent"))
 	if err != nil {
 		t.Fatal(err)
