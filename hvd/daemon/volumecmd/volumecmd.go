@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/duet-ft/duet/ftlink/pair"
@@ -53,8 +54,9 @@ func Run(ctx context.Context, word string, args []string, out, progress io.Write
 	if err != nil {
 		return err
 	}
-	if len(rest) != c.args {
-		return fmt.Errorf("%w: %d arguments after the flags, expected %d", ErrUsage, len(rest), c.args)
+	if want := strings.Fields(c.args); len(rest) != len(want) {
+		return fmt.Errorf("%w: hvd %s %s takes %s and has %d arguments behind the flags",
+			ErrUsage, word, args[0], strings.Join(append([]string{"VOLUME"}, want...), " "), len(rest))
 	}
 	s, err := a.open(ctx, c.writes)
 	if err != nil {
@@ -65,18 +67,18 @@ func Run(ctx context.Context, word string, args []string, out, progress io.Write
 }
 
 type command struct {
-	args   int
+	args   string // the arguments' names
 	writes bool
 	run    func(ctx context.Context, s *store, args []string, out, progress io.Writer) error
 }
 
 var commands = map[string]command{
-	"volume format":   {0, true, format},
-	"volume check":    {0, false, check},
-	"volume list":     {0, false, list},
-	"volume rollback": {0, true, rollback},
-	"volume create":   {1, true, create},
-	"disk import":     {3, true, importDisk},
+	"volume format":   {"", true, format},
+	"volume check":    {"", false, check},
+	"volume list":     {"", false, list},
+	"volume rollback": {"", true, rollback},
+	"volume create":   {"DEFINITION", true, create},
+	"disk import":     {"VM DISK IMAGE", true, importDisk},
 }
 
 // verbs are what may follow each word.

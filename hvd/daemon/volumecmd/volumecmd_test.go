@@ -249,9 +249,9 @@ func TestUsage(t *testing.T) {
 		"volume list":                    "which volume?",
 		"volume list --portal 192.0.2.1": "which volume?",
 		"volume list --file /volume --portal 192.0.2.1":                     "either --file or --portal",
-		"volume list --file /volume extra":                                  "1 arguments after the flags, expected 0",
+		"volume list --file /volume extra":                                  "hvd volume list takes VOLUME and has 1 arguments",
 		"volume list --fil /volume":                                         "flag provided but not defined",
-		"disk import --file /volume db":                                     "1 arguments after the flags, expected 3",
+		"disk import --file /volume db":                                     "hvd disk import takes VOLUME VM DISK IMAGE and has 1 arguments",
 		"volume list --portal 192.0.2.1 --target iqn.2026-01.x:y --lun -1":  "--lun -1",
 		"volume list --portal 192.0.2.1 --target iqn.2026-01.x:y --lun one": "invalid value",
 	} {
