@@ -239,8 +239,8 @@ func TestFlips(t *testing.T) {
 		if err := r.until(t, awaitLimit, "verified log", func() bool { return r.e.Stats.Verified.Load() > 0 }); err != nil {
 			t.Fatalf("flip %d: before it: %v", n, err)
 		}
-		// The primary's clock: a bit of the log may set the replica's.
-		clock, exits := e.Stats.Clock.Load(), r.e.Stats.Position.Load()
+		// By the primary: a bit of the log may set the replica's clock.
+		clock, exits := e.Stats.Clock.Load(), e.Stats.Position.Load()
 		what := r.flip(t, kind, rnd)
 		rounds := rim.rounds.Load()
 		err := r.cycle(t, e)
@@ -251,7 +251,7 @@ func TestFlips(t *testing.T) {
 			results[kind] = x
 		}
 		if err != nil {
-			x.found(took, r.e.Stats.Position.Load()-exits)
+			x.found(took, e.Stats.Position.Load()-exits)
 			t.Logf("flip %d, %s: found after %v: %v", n, what, took, err)
 		} else if err := same(ctx, t, e, r); err != nil {
 			t.Fatalf("flip %d, %s: not found, and not dead: %v", n, what, err)
