@@ -106,9 +106,13 @@ func (r *soakRim) begin(e *Engine, plan soakPlan, rng *rand.Rand) {
 	r.current.Lock()
 	defer r.current.Unlock()
 	r.engine, r.plan, r.rng = e, plan, rng
+}
+
+// forget forgets what the console said.
+func (r *soakRim) forget() {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.console = nil
-	r.mu.Unlock()
 }
 
 // end loses what is on its way.

@@ -81,6 +81,7 @@ func (s *soak) unrecorded() {
 	plan := soakPlan{Config: tcgConfig()}
 	e := New(m, s.rim, plan.Config)
 	s.rim.rewrite(nil)
+	s.rim.forget()
 	s.rim.begin(e, plan, rand.New(rand.NewPCG(1, 1)))
 	s.live(s.t.Context(), e, func(ctx context.Context) error { return s.rim.expect(ctx, 0, "login: ") })
 	s.prepare(m)
@@ -115,6 +116,7 @@ func (s *soak) record(m *machine.Machine, plan soakPlan, rng *rand.Rand, todo fu
 	r := &soakRecord{plan: plan, base: m.Base(), machine: m}
 	e := New(m, s.rim, plan.Config)
 	r.stats = &e.Stats
+	s.rim.forget()
 	s.rim.begin(e, plan, rng)
 	startLog(s.t, e, m, &r.log)
 	m.Trace = func(step machine.Step) {
