@@ -36,6 +36,8 @@ const (
 	soakBoot   = "boot"
 	// A run is cut off then; what was recorded until then counts.
 	soakLimit, soakBootLimit = time.Minute, 5 * time.Minute
+	// Boots without a recording, and what comes before the first workload.
+	prepareLimit = 2 * time.Minute
 )
 
 // timerModes are arguments of the guest's kernel.
@@ -215,7 +217,7 @@ func (s *soak) prepare(m *machine.Machine) {
 	s.t.Helper()
 	begun := time.Now()
 	plan := soakPlan{Config: tcgConfig()}
-	ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(s.t.Context(), prepareLimit)
 	defer cancel()
 	e := New(m, s.rim, plan.Config)
 	s.rim.begin(e, plan, rand.New(rand.NewPCG(1, 1)))
@@ -240,6 +242,9 @@ func (s *soak) prepare(m *machine.Machine) {
 	fmt.Printf("soak: %s with %s timers, logged in to after %.1f s\n", s.image.Version, *soakTimers, time.Since(begun).Seconds())
 }
 
+// maxConsole is how much of the console is shown when a guest fails, in bytes.
+const maxConsole = 16 << 10
+
 // live runs a machine until what is to be done in it is done.
 func (s *soak) live(ctx context.Context, e *Engine, todo func(context.Context) error) {
 	s.t.Helper()
@@ -251,14 +256,14 @@ func (s *soak) live(ctx context.Context, e *Engine, todo func(context.Context) e
 	select {
 	case err := <-done:
 		if err != nil {
-			s.t.Errorf("%v\nconsole:\n%s", err, s.rim.tail())
+			s.t.Errorf("%v\nconsole:\n%s", err, s.rim.said(-maxConsole))
 		}
 	case err := <-ended:
-		s.t.Fatalf("the guest ended: %v\nconsole:\n%s", err, s.rim.tail())
+		s.t.Fatalf("the guest ended: %v\nconsole:\n%s", err, s.rim.said(-maxConsole))
 	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
-		s.t.Fatalf("the guest ended: %v\nconsole:\n%s", err, s.rim.tail())
+		s.t.Fatalf("the guest ended: %v\nconsole:\n%s", err, s.rim.said(-maxConsole))
 	}
 	s.rim.end()
 	if s.t.Failed() {

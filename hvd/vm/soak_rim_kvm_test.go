@@ -222,9 +222,13 @@ func (r *soakRim) say(ctx context.Context, line string) error {
 	return nil
 }
 
-// said is what the console said from a place on.
+// said is what the console said from a place on, which counts from the end if it
+// is negative.
 func (r *soakRim) said(from int) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if from < 0 {
+		from = max(0, len(r.console)+from)
+	}
 	return string(r.console[min(from, len(r.console)):])
 }

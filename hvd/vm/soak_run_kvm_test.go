@@ -83,7 +83,9 @@ func (s *soak) unrecorded() {
 	s.rim.rewrite(nil)
 	s.rim.forget()
 	s.rim.begin(e, plan, rand.New(rand.NewPCG(1, 1)))
-	s.live(s.t.Context(), e, func(ctx context.Context) error { return s.rim.expect(ctx, 0, "login: ") })
+	ctx, cancel := context.WithTimeout(s.t.Context(), prepareLimit)
+	defer cancel()
+	s.live(ctx, e, func(ctx context.Context) error { return s.rim.expect(ctx, 0, "login: ") })
 	s.prepare(m)
 }
 
