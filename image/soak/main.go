@@ -48,6 +48,7 @@ type options struct {
 	mib   int
 	limit time.Duration
 	fault bool
+	loud  bool
 	keep  string // where a recording goes that isn't replayed equally
 	root  string // of the source tree
 }
@@ -63,6 +64,7 @@ func main() {
 	flag.IntVar(&o.mib, "mib", 2, "how many MiB the workload network receives, and sends")
 	flag.DurationVar(&o.limit, "for", 0, "begin no further run after that; 0: make all of them")
 	flag.BoolVar(&o.fault, "fault", false, "change a bit of the last replica's memory, which must be found")
+	flag.BoolVar(&o.loud, "console", false, "print what the guests print, and have their kernels print all")
 	flag.StringVar(&o.keep, "keep", "soak.recording", "where a recording goes that isn't replayed equally")
 	flag.Parse()
 	if o.seed == 0 {
@@ -112,6 +114,9 @@ func soak(ctx context.Context, o options, out io.Writer) error {
 	begun, seen := time.Now(), newTally(out)
 	for _, b := range list {
 		args := []string{"-test.run=^TestSoak$", "-test.timeout=10h", fmt.Sprintf("-soak.mib=%d", o.mib)}
+		if o.loud {
+			args = append(args, "-test.v", "-loud")
+		}
 		if left := o.limit - time.Since(begun); o.limit > 0 {
 			if left <= 0 {
 				break
