@@ -20,8 +20,7 @@ var workloads = []struct {
 }
 
 var (
-	// kernels are how the versions of the guest's kernels begin: the distribution's own, and its backport. Only the first
-	// drawn of them are drawn: under QEMU's SVM the backport doesn't get through its boot (see hvd/README.md, Pitfalls).
+	// kernels are how the versions of the guest's kernels begin: the distribution's own, and its backport.
 	kernels = []string{"6.1.", "6.12."}
 	// timers are how a guest has its ticks made; hvd/vm's test knows their kernel arguments.
 	timers = []string{"periodic", "oneshot", "tickless"}
@@ -48,14 +47,11 @@ func runOf(seed uint64, fixed run) run {
 			break
 		}
 	}
-	kernel, timer := kernels[r.IntN(drawn)], timers[r.IntN(len(timers))]
+	kernel, timer := kernels[r.IntN(len(kernels))], timers[r.IntN(len(timers))]
 	return run{
 		seed: seed, workload: cmp.Or(fixed.workload, workload), kernel: cmp.Or(fixed.kernel, kernel), timers: cmp.Or(fixed.timers, timer),
 	}
 }
-
-// drawn is how many of the kernels a seed chooses from.
-const drawn = 1
 
 // maxBatch is how many runs one emulated host makes.
 const maxBatch = 50
