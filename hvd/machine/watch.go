@@ -19,9 +19,6 @@ func (m *Machine) Watch(on bool) {
 	}
 }
 
-// Watched says whether Watch is on.
-func (m *Machine) Watched() bool { return m.watched != nil }
-
 // TakeWatched merges the pages written since the last call into set and forgets
 // them. What resyncs need stays as it was. A logged execution must have harvested
 // at this very position (see Harvested): to collect what was written makes the

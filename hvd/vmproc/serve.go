@@ -93,7 +93,10 @@ func (p *Process) serveShutdown(w http.ResponseWriter, _ *http.Request) {
 		refuse(w, http.StatusConflict, fmt.Sprintf("VM %q doesn't run on this host", p.def.Name))
 		return
 	}
-	g.engine.Input(event.Entry{Kind: event.Power})
+	if !g.engine.Input(event.Entry{Kind: event.Power}) {
+		refuse(w, http.StatusServiceUnavailable, fmt.Sprintf("VM %q takes no input at the moment; try again", p.def.Name))
+		return
+	}
 	answer(w, p.status())
 }
 
