@@ -124,7 +124,7 @@ func (e *Engine) clockInput() (event.Entry, bool) {
 	case due && now > deadline && time.Duration(now-deadline) > maxBehind:
 		return event.Entry{Kind: event.Jump, Now: max(now, clock)}, true
 	case due && !e.m.Board.Requested():
-		e.Stats.Ticks.Add(1)
+		e.Stats.ticked(e.m.Board.Faults)
 		return event.Entry{Kind: event.Deadline}, true
 	case e.lastTrap && due:
 		return event.Entry{Kind: event.Time, Now: clock}, true

@@ -24,6 +24,8 @@ type Stats struct {
 	Position, Clock                 atomic.Uint64 // counted exits; guest time, ns
 	LSN, Verified                   atomic.Uint64 // primary: written; secondary: received, and verified
 
+	faults atomic.Pointer[[]string]
+
 	mu     sync.Mutex
 	delays [1024]time.Duration // of the last effects, a ring
 	n      int
@@ -35,6 +37,26 @@ func (s *Stats) ran(m *machine.Machine) {
 	s.Position.Store(m.Position())
 	s.Clock.Store(m.Clock())
 }
+
+// Faults are the devices that rest because the guest's driver broke a rule, and
+// which, one line each, as of the last second or so of guest time.
+func (s *Stats) Faults() []string {
+	if f := s.faults.Load(); f != nil {
+		return *f
+	}
+	return nil
+}
+
+// ticked counts a timer's deadline, and now and then looks which devices rest.
+func (s *Stats) ticked(resting func() []string) {
+	if s.Ticks.Add(1)%ticksPerLook == 1 {
+		f := resting()
+		s.faults.Store(&f)
+	}
+}
+
+// ticksPerLook is a second at Debian's 250 Hz.
+const ticksPerLook = 250
 
 // delay notes how long an effect was held.
 func (s *Stats) delay(d time.Duration) {

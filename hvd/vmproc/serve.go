@@ -1,6 +1,7 @@
 package vmproc
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -106,6 +107,14 @@ func (p *Process) history() []api.Event {
 	return append([]api.Event{}, p.events...)
 }
 
+// resting says that devices serve the guest no more; empty if all do.
+func resting(faults []string) string {
+	if len(faults) == 0 {
+		return ""
+	}
+	return "the guest's driver broke a rule, and the device rests until the guest resets it: " + strings.Join(faults, "; ")
+}
+
 // status is this copy as of now.
 func (p *Process) status() api.VM {
 	p.mu.Lock()
@@ -126,6 +135,7 @@ func (p *Process) status() api.VM {
 	}
 	s.Accessed = g.accessed.String()
 	x := &g.engine.Stats
+	s.Error = cmp.Or(s.Error, resting(x.Faults()))
 	s.Position, s.ClockNS = x.Position.Load(), x.Clock.Load()
 	s.LSN, s.Verified = x.LSN.Load(), x.Verified.Load()
 	s.LagMS = ms(g.engine.Lag())
