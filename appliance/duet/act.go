@@ -41,9 +41,12 @@ func create(ctx context.Context, e env) error {
 		defer f.Close()
 		in = f
 	}
-	text, err := io.ReadAll(io.LimitReader(in, maxDefinition))
+	text, err := io.ReadAll(io.LimitReader(in, maxDefinition+1))
 	if err != nil {
 		return err
+	}
+	if len(text) > maxDefinition {
+		return fmt.Errorf("%s is larger than %d bytes, so it is no VM's definition", name, maxDefinition)
 	}
 	if !json.Valid(text) {
 		return fmt.Errorf("%s is not valid JSON", name)

@@ -260,3 +260,17 @@ func TestNoHost(t *testing.T) {
 		t.Errorf("a host that isn't there: %v", err)
 	}
 }
+
+// TestLargeDefinition is refused by its size, and not sent.
+func TestLargeDefinition(t *testing.T) {
+	h := &host{}
+	s := serve(t, h)
+	large := strings.NewReader(strings.Repeat(" ", maxDefinition) + "{}")
+	err := run(context.Background(), append(s.flags(), "create", "-"), large, io.Discard, io.Discard)
+	if want := "standard input is larger than 1048576 bytes, so it is no VM's definition"; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	if len(h.asked) != 0 {
+		t.Errorf("the host was asked for %q", h.asked)
+	}
+}

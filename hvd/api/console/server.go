@@ -18,6 +18,9 @@ const (
 	writeLimit = time.Minute
 )
 
+// firstLimit is how long a client may take to say where it goes on, so that silent ones don't keep others out.
+var firstLimit = 10 * time.Second
+
 // Keyboard types at the guest's console: as much of p as the UART has room for, which may be nothing. It returns how
 // much, and how much was ever typed after that.
 type Keyboard func(ctx context.Context, p []byte) (n int, typed uint64, err error)
@@ -127,8 +130,13 @@ func (s *Server) serve(conn net.Conn) {
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	c := &client{s: s, conn: conn, ctx: ctx}
 	r := bufio.NewReader(conn)
+	err := conn.SetReadDeadline(time.Now().Add(firstLimit))
+	if err != nil {
+		conn.Close()
+		return
+	}
 	first, err := Read(r)
-	if err != nil || first.Kind != Resume {
+	if err != nil || first.Kind != Resume || conn.SetReadDeadline(time.Time{}) != nil {
 		conn.Close()
 		return
 	}

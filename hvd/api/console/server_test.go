@@ -121,6 +121,29 @@ func TestComesBack(t *testing.T) {
 	}
 }
 
+// TestSilentClients lose their places.
+func TestSilentClients(t *testing.T) {
+	defer func(d time.Duration) { firstLimit = d }(firstLimit)
+	firstLimit = 10 * time.Millisecond
+	s, path := serveConsole(t, &uart{})
+	defer s.Close() // before the limit is set back
+	for range maxClients {
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.ReadAll(c); err != nil { // until the server closes it
+			t.Fatal(err)
+		}
+	}
+	for { // until a place is free, or the test takes too long
+		if _, err := Read(dial(t, path, 0, 0)); err == nil {
+			return
+		}
+	}
+}
+
 // TestBadClients must cost nothing but their streams, and their places come free.
 func TestBadClients(t *testing.T) {
 	_, path := serveConsole(t, &uart{})
