@@ -113,7 +113,7 @@ func verdict(ctx context.Context, console *transcript.Log, ended error) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("the host didn't end in time: %w", context.Cause(ctx))
 	}
-	return errors.Join(errors.New("the host ended without a result"), ended)
+	return errors.Join(fmt.Errorf("the host ended without a result; it said at last:\n%s", console.Tail()), ended)
 }
 
 func buildInitrd(ctx context.Context, dir, path string, cfg Config) error {

@@ -44,7 +44,7 @@ func TestVerdict(t *testing.T) {
 		{late, "PASS\nNESTED EXIT 0\n", ""},
 		{context.Background(), "NESTED EXIT 2\n", "status 2"},
 		{late, "", "after a minute"},
-		{context.Background(), "Kernel panic\n", "without a result"},
+		{context.Background(), "Kernel panic\n", "without a result; it said at last:\nKernel panic"},
 	} {
 		console := transcript.New()
 		_, _ = io.WriteString(console, c.printed)
