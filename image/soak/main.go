@@ -36,8 +36,9 @@ import (
 	"github.com/duet-ft/duet/image/nested"
 )
 
-// hostMemoryMiB holds two guests of 256 MiB, the state they begin at, and a recording with its trail.
-const hostMemoryMiB = 1800
+// hostMemoryMiB holds two guests of 256 MiB, the state they begin at, and a recording of 100 MB with its trail, twice
+// over for the collector. With 1800 a host ended at its second recording of that size.
+const hostMemoryMiB = 3000
 
 // options are the command line's.
 type options struct {
