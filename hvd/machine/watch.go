@@ -112,21 +112,14 @@ func (m *Machine) resume(l *Logged) {
 	}
 }
 
-// Bookmark is a place in a logged execution to come back to, without its memory.
-// It is one where the log harvests: no page counts as written.
-type Bookmark struct{ *Snapshot }
-
-// Bookmark is Peek for Return. Where the log doesn't harvest it fails with
-// ErrNotHere, too.
-func (m *Machine) Bookmark() (*Bookmark, error) {
+// Bookmark is Peek for Return: a place in a logged execution to come back to. It is
+// one where the log harvests, so that no page counts as written; elsewhere it fails
+// with ErrNotHere, too.
+func (m *Machine) Bookmark() (*Snapshot, error) {
 	if !m.Harvested() {
 		return nil, ErrNotHere
 	}
-	s, err := m.Peek()
-	if err != nil {
-		return nil, err
-	}
-	return &Bookmark{s}, nil
+	return m.Peek()
 }
 
 // Leave ends the logged execution here: what was written can be taken, and the
@@ -134,7 +127,7 @@ func (m *Machine) Bookmark() (*Bookmark, error) {
 func (m *Machine) Leave() { m.logged = false }
 
 // Return brings the machine back to a bookmark; its memory is in place.
-func (m *Machine) Return(b *Bookmark) error {
+func (m *Machine) Return(s *Snapshot) error {
 	// An access that is still to be finished would write to the state that is set;
 	// a string instruction's goes on item by item.
 	err := m.cpu.Settle()
@@ -144,11 +137,11 @@ func (m *Machine) Return(b *Bookmark) error {
 	if err != nil {
 		return err
 	}
-	if err := m.Restore(b.Snapshot); err != nil {
+	if err := m.Restore(s); err != nil {
 		return err
 	}
 	m.idt, m.effects = nil, nil
-	if err := m.Follow(b.Snapshot); err != nil {
+	if err := m.Follow(s); err != nil {
 		return err
 	}
 	clear(m.watched) // what was written on the way here isn't of that execution

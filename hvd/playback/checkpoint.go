@@ -15,7 +15,7 @@ import (
 
 // checkpoint is a place to come back to: behind an entry of the log that harvests.
 type checkpoint struct {
-	mark   *machine.Bookmark
+	mark   *machine.Snapshot
 	base   event.Base
 	lsn    uint64
 	marks  uint64
