@@ -38,13 +38,7 @@ func TestEcho(t *testing.T) {
 	b, _ := start(t, y)
 	hx.want(t, "up")
 	hy.want(t, "up")
-	limit := time.Now().Add(patient)
-	for a.EchoTime() == 0 || b.EchoTime() == 0 {
-		if time.Now().After(limit) {
-			t.Fatalf("no echo: %v, %v", a.EchoTime(), b.EchoTime())
-		}
-		time.Sleep(time.Millisecond)
-	}
+	until(t, "echoes", func() bool { return a.EchoTime() != 0 && b.EchoTime() != 0 })
 	if got := a.EchoTime(); got > patient {
 		t.Errorf("an echo of %v", got)
 	}

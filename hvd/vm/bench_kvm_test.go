@@ -31,15 +31,8 @@ func BenchmarkGuest(b *testing.B) {
 	rim.engine = e
 	rim.openNetwork(b)
 	defer rim.close()
-	ctx, cancel := context.WithTimeout(b.Context(), 20*time.Minute)
-	ended := make(chan error, 1)
-	go func() { ended <- e.Live(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-ended; !errors.Is(err, context.Canceled) {
-			b.Errorf("the guest ended: %v\nconsole:\n%s", err, rim.tail())
-		}
-	}()
+	ctx, stop := live(b, e, rim, 20*time.Minute)
+	defer stop()
 	if err := serve(ctx, rim.guest); err != nil {
 		b.Fatal(err)
 	}
@@ -54,6 +47,20 @@ func BenchmarkGuest(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Run("recorded", guest.measure)
+}
+
+// live runs e beside the benchmark, for limit at most. stop ends it; it must not
+// have ended by itself.
+func live(b *testing.B, e *Engine, rim *testRim, limit time.Duration) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithTimeout(b.Context(), limit)
+	ended := make(chan error, 1)
+	go func() { ended <- e.Live(ctx) }()
+	return ctx, func() {
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			b.Errorf("the guest ended: %v\nconsole:\n%s", err, rim.tail())
+		}
+	}
 }
 
 // acknowledged makes e a primary whose log is acknowledged as it is written. As

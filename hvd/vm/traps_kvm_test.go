@@ -2,7 +2,6 @@ package vm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"sync/atomic"
@@ -70,15 +69,8 @@ func BenchmarkTraps(b *testing.B) {
 	if err := acknowledged(b, e, m); err != nil {
 		b.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(b.Context(), 25*time.Minute)
-	ended := make(chan error, 1)
-	go func() { ended <- e.Live(ctx) }()
-	defer func() {
-		cancel()
-		if err := <-ended; !errors.Is(err, context.Canceled) {
-			b.Errorf("the guest ended: %v\nconsole:\n%s", err, rim.tail())
-		}
-	}()
+	ctx, stop := live(b, e, rim, 25*time.Minute)
+	defer stop()
 	b.Run("boot", func(b *testing.B) {
 		locators(b, e, func() {
 			if err := serve(ctx, rim.guest); err != nil {

@@ -45,26 +45,30 @@ func TestTaping(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
-	r, err := recording.NewReader(&b)
+	if n, end := written(t, &b); n != 700 || end.Position != 9 || end.Why != "its time is over" {
+		t.Errorf("%d bytes of log, end %+v", n, end)
+	}
+}
+
+// written reads a recording to its proper end: the bytes of its log, and the end.
+func written(t *testing.T, from io.Reader) (n int, end *recording.End) {
+	t.Helper()
+	r, err := recording.NewReader(from)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.State(func(recording.Ref, recording.Block) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
-	n := 0
 	for {
 		_, log, _, err := r.Log()
 		if errors.Is(err, io.EOF) {
-			break
+			return n, r.End()
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		n += len(log)
-	}
-	if end := r.End(); n != 700 || end.Position != 9 || end.Why != "its time is over" {
-		t.Errorf("%d bytes of log, end %+v", n, end)
 	}
 }
 
@@ -126,18 +130,8 @@ func TestTapingOutlivesItsGuest(t *testing.T) {
 	if err := x.log(t.Context(), g); err != nil {
 		t.Fatal(err)
 	}
-	r, err := recording.NewReader(&b)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := r.State(func(recording.Ref, recording.Block) error { return nil }); err != nil {
-		t.Fatal(err)
-	}
-	for err == nil {
-		_, _, _, err = r.Log()
-	}
-	if !errors.Is(err, io.EOF) || r.End().Why != "the VM doesn't run here any more" {
-		t.Errorf("%v, end %+v", err, r.End())
+	if _, end := written(t, &b); end.Why != "the VM doesn't run here any more" {
+		t.Errorf("end %+v", end)
 	}
 	// An engine that ended without a word leaves no end, and nobody waits for one.
 	if err := newTaping(io.Discard).log(t.Context(), g); err == nil {
