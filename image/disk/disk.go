@@ -175,7 +175,14 @@ func (b *Builder) pack(ctx context.Context, cfg *config, dir string) error {
 	}
 	defer os.RemoveAll(tmp)
 	path := filepath.Join(tmp, "disk.img")
-	if err := b.runMonogok(ctx, path); err != nil {
+	scratch := filepath.Join(tmp, "scratch")
+	if err := os.Mkdir(scratch, 0o700); err != nil {
+		return err
+	}
+	if err := b.runMonogok(ctx, path, scratch); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(scratch); err != nil {
 		return err
 	}
 	kernelDir, err := b.kernelDir(ctx, cfg)
@@ -191,7 +198,8 @@ func (b *Builder) pack(ctx context.Context, cfg *config, dir string) error {
 	return os.Rename(tmp, dir)
 }
 
-func (b *Builder) runMonogok(ctx context.Context, path string) error {
+// runMonogok writes the image to path. scratch is for what it leaves behind (the init that it made).
+func (b *Builder) runMonogok(ctx context.Context, path, scratch string) error {
 	env, err := b.packerEnv(ctx)
 	if err != nil {
 		return err
@@ -199,7 +207,7 @@ func (b *Builder) runMonogok(ctx context.Context, path string) error {
 	cmd := exec.CommandContext(ctx, "go", "tool", "monogok", "overwrite",
 		"--config", filepath.Join(b.Root, "config.json"),
 		"--full", path, "--target_storage_bytes", fmt.Sprint(DefaultSize))
-	cmd.Dir, cmd.Env = b.Root, env
+	cmd.Dir, cmd.Env = b.Root, append(env, "TMPDIR="+scratch)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if b.Log != nil {
