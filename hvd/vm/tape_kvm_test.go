@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -253,18 +254,19 @@ func debugTape(t *testing.T, s *tapeFile) {
 	begun := time.Now()
 	stepped, wentBack, crossed := 0, 0, 0
 	for place := range places {
-		trail := []string{regs()}
+		trail, exits := []string{regs()}, []bool{true}
 		for range steps {
 			if stop := d.Step(); stop.Why != gdb.Stepped {
 				t.Fatalf("at %s: %+v", d.Monitor("position"), stop)
 			}
 			trail = append(trail, regs())
+			exits = append(exits, !strings.Contains(d.Monitor("position"), " instructions on"))
 			stepped++
 		}
 		// Programs can't have breakpoints everywhere; the kernel can.
 		if place >= places/2 && wentBack == 0 && d.Breakable(rip(trail[steps])) && d.Breakable(rip(trail[steps-40])) {
 			wentBack++
-			backAndForth(t, d, trail, regs, rip)
+			backAndForth(t, d, trail, exits, regs, rip)
 		}
 		t.Log(d.Monitor("position"))
 		d.Monitor(fmt.Sprint("run ", apart))
@@ -306,8 +308,9 @@ func acrossExit(t *testing.T, d *playback.Debugger, regs func() string) {
 }
 
 // backAndForth goes back over the trail's instructions and forth again by
-// breakpoints.
-func backAndForth(t *testing.T, d *playback.Debugger, trail []string, regs func() string, rip func(string) uint64) {
+// breakpoints. exits says which places of the trail are behind an exit, before
+// any other instruction.
+func backAndForth(t *testing.T, d *playback.Debugger, trail []string, exits []bool, regs func() string, rip func(string) uint64) {
 	t.Helper()
 	here := len(trail) - 1
 	for range 5 {
@@ -326,10 +329,11 @@ func backAndForth(t *testing.T, d *playback.Debugger, trail []string, regs func(
 	if regs() != trail[here] {
 		t.Fatal("forth again, the registers differ")
 	}
-	// The last time that the trail met an address, and the first.
+	// The last time that the trail came to an address; each round of a repeated
+	// instruction is one, the place behind an exit is none.
 	address := rip(trail[here-40])
 	for at := here - 1; at >= here-60; at-- {
-		if rip(trail[at]) != address || at > 0 && trail[at] != trail[at-1] && rip(trail[at-1]) == address {
+		if rip(trail[at]) != address || exits[at] {
 			continue
 		}
 		if stop := d.ReverseContinue([]uint64{address}); stop.Why != gdb.AtBreak || regs() != trail[at] {
