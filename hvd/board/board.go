@@ -27,7 +27,8 @@
 //
 // Advance sets guest time; devices do nothing between two calls. Deadline is
 // when one next has something to do by itself. Pending says that an interrupt
-// may be injected, as far as PIC and APIC see it; Ack takes it.
+// may be injected, as far as PIC and APIC see it; Ack takes it. TakeEOI and OfferEOI
+// are for guests that end interrupts without an exit.
 package board
 
 import (

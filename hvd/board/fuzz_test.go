@@ -69,7 +69,16 @@ func (s *script) step(b *Board, m *mem.Memory) {
 		b.ConsoleInput(make([]byte, s.take(1)))
 		b.PowerButton()
 	case 15:
-		b.VsockReset()
+		switch op >> 4 & 3 {
+		case 0:
+			b.VsockReset()
+		case 1:
+			b.SetEOIFlag(s.take(size))
+		case 2:
+			b.TakeEOI()
+		case 3:
+			b.OfferEOI(size > 1, size > 2)
+		}
 	}
 }
 
@@ -195,8 +204,10 @@ func FuzzRestore(f *testing.F) {
 		}
 		b.PendingDisk()
 		for range 300 {
+			b.TakeEOI()
 			b.Pending()
 			b.Ack()
+			b.OfferEOI(true, false)
 		}
 		b.Advance(^uint64(0))
 	})

@@ -11,7 +11,7 @@ import (
 )
 
 // stateVersion changes when the document's meaning does.
-const stateVersion = 2
+const stateVersion = 3
 
 // document is the state of a board as JSON.
 type document struct {
@@ -87,7 +87,10 @@ func (b *Board) Restore(state []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := d.restore(state); err != nil {
+	if err = d.restore(state); err == nil {
+		err = checkFlag(d.apic, b.mem)
+	}
+	if err != nil {
 		return fmt.Errorf("restore the devices' state: %w", err)
 	}
 	b.d = d

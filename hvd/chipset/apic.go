@@ -74,6 +74,8 @@ type APIC struct {
 	InitialCount  uint32
 	Divide        uint32
 	Expires       uint64 // when the timer's count reaches zero; 0: it is stopped
+	EOIFlag       uint64 // the MSR that names the flag; see apic_eoi.go
+	Offered       bool   // the flag was set when the guest was entered last
 }
 
 // NewAPIC returns the APIC as a firmware leaves it: software-disabled, and
@@ -93,6 +95,9 @@ func (a *APIC) Validate() error {
 		if v&^lvtBits[i] != 0 {
 			return errors.New("APIC: reserved bits in the local vector table")
 		}
+	}
+	if a.EOIFlag&eoiReserved != 0 || a.Offered && a.EOIFlag&eoiOn == 0 {
+		return errors.New("APIC: an EOI is offered without a flag")
 	}
 	return nil
 }

@@ -88,9 +88,7 @@ func (a *APIC) Write(off, v uint32, now uint64) {
 	case regTPR:
 		a.TPR = uint8(v)
 	case regEOI:
-		if i := a.ISR.highest(); i >= 0 {
-			a.ISR.clear(uint8(i))
-		}
+		a.EOI()
 	case regLDR:
 		a.LDR = v & 0xff000000
 	case regDFR:

@@ -24,7 +24,7 @@
 //
 //	PIC    two 8259A, cascaded           ports 20h-21h a0h-a1h 4d0h-4d1h
 //	PIT    8254 and the port of its gate ports 40h-43h 61h
-//	APIC   local APIC in xAPIC mode      page fee00000h
+//	APIC   local APIC in xAPIC mode      page fee00000h, MSR 4b564d04h
 //	UART   16550A                        eight ports, 3f8h on a PC
 //	RTC    MC146818 with its CMOS RAM    ports 70h-71h
 //	PM     ACPI PM1a and timer, resets   ports 600h-605h 608h cf9h 64h

@@ -15,7 +15,7 @@
 // n to the next: Stop and Resync. They carry position n; what they made is
 // exit n+1.
 //
-// # Layout, version 3
+// # Layout, version 4
 //
 // A log is a sequence of entries without padding. Integers are unsigned
 // LEB128 varints unless said otherwise.
@@ -41,6 +41,7 @@
 //	12 Live       epoch
 //	13 Jump       now less the last now (ns)
 //	14 Traps      set, ticks between two harvests
+//	15 Behind     (nothing)
 //	16 Digest     length, bytes (what hvd/machine compares beside exits)
 //
 // The codec is relative to the last entry, so both ends start from the same
@@ -55,7 +56,7 @@ import (
 )
 
 // Version is the version of the layout above.
-const Version = 3
+const Version = 4
 
 // MaxData bounds the bytes that one entry carries.
 const MaxData = 320 << 20
@@ -79,6 +80,7 @@ const (
 	Live                       // from here on the log is that of a new primary
 	Jump                       // the guest's clock jumps to Now; timers that it passes fire once
 	Traps                      // from here on the kernel counts Set; the dirty log is harvested, now and each Every ticks
+	Behind                     // more timers are due: the guest leaves as soon as it can take an interrupt behind that of Pos
 )
 
 // The rare kinds, whose tag is a byte longer.
@@ -94,7 +96,7 @@ const extended = 16
 var names = [Kinds]string{
 	Time: "time", Deadline: "deadline", Frame: "frame", DiskDone: "disk-done", Vsock: "vsock",
 	VsockReset: "vsock-reset", Console: "console", Power: "power", Stop: "stop", Resync: "resync",
-	Mark: "mark", Live: "live", Jump: "jump", Traps: "traps", Digest: "digest",
+	Mark: "mark", Live: "live", Jump: "jump", Traps: "traps", Behind: "behind", Digest: "digest",
 }
 
 // String is the kind's name.
@@ -231,7 +233,7 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		e.ID = r.uvarint()
 	case Traps:
 		e.Set, e.Every = r.uvarint(), r.uvarint()
-	case Deadline, VsockReset, Power:
+	case Deadline, VsockReset, Power, Behind:
 	default:
 		r.bad = !r.short
 	}

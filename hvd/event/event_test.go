@@ -64,7 +64,7 @@ func TestRoundTrip(t *testing.T) {
 		cur := base
 		for range rapid.IntRange(1, 20).Draw(t, "n") {
 			cur.Pos += rapid.SampledFrom([]uint64{0, 1, 14, 15, 16, 1000, 1 << 33}).Draw(t, "delta")
-			e := Entry{Pos: cur.Pos, Kind: rapid.SampledFrom([]Kind{Time, Deadline, Frame, DiskDone, Vsock, VsockReset, Console, Power, Stop, Resync, Mark, Live, Jump, Traps, Digest}).Draw(t, "kind")}
+			e := Entry{Pos: cur.Pos, Kind: rapid.SampledFrom([]Kind{Time, Deadline, Frame, DiskDone, Vsock, VsockReset, Console, Power, Stop, Resync, Mark, Live, Jump, Traps, Behind, Digest}).Draw(t, "kind")}
 			data := rapid.SliceOfN(rapid.Byte(), 1, 40).Draw(t, "data")
 			switch e.Kind {
 			case Time, Jump:
@@ -117,6 +117,7 @@ func TestPartial(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte{0x02, 0x21, 0xac, 0x02})
 	f.Add([]byte{0x1e, 0x16, 0xac, 0x02})
+	f.Add([]byte{0x02, 0x0f, 0x1f})
 	f.Add([]byte{0xf4, 0x55, 0x01, 0xac, 0x02, 0x02, 0x01, 0xaa})
 	f.Add([]byte{0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01})
 	f.Add([]byte{0xf1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 1})

@@ -238,7 +238,7 @@ func (m *Machine) debugged(stop uint64, p *patches, err error) (Debugged, lockst
 	}
 	if at, err := p.arrived(); at || err != nil {
 		// A window exit that came with it, and was skipped, is still wanted.
-		m.cpu.SetWindow(m.Board.Pending())
+		m.cpu.SetWindow(m.leaves)
 		return AtBreak, lockstep.Exit{}, err
 	}
 	reason := m.cpu.ExitReason()

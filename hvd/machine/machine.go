@@ -9,9 +9,11 @@
 // # One exit
 //
 //	Run: inject a pending interrupt, or ask for a window
+//	     offer an EOI without an exit, if that is possible
 //	     enter the guest
-//	     a counted exit: position+1, the board answers it, fold it into the
-//	     fingerprint with what it made leave
+//	     a counted exit: position+1, see whether the guest took the EOI, the
+//	     board answers the exit, fold it into the fingerprint with what it made
+//	     leave
 //
 // Injecting happens once a position: when the host interrupts the guest, Run
 // enters it again exactly as it was.
@@ -92,6 +94,8 @@ type Machine struct {
 	hash    uint64
 	entered bool // the interrupt of this position is injected
 	whole   bool // this position isn't an exit of the guest's, so it lies between two instructions
+	behind  bool // more timers are due than can fire at this position
+	leaves  bool // the guest is entered with an interrupt window asked for
 	halted  bool
 	off     board.EffectKind // PowerOff or Reset, once the guest did that
 	fresh   uint64           // host time-stamp ticks that an anchor stays fresh; 0: for ever
@@ -398,6 +402,8 @@ func (m *Machine) Apply(e event.Entry) error {
 		return m.setTraps(e.Set, e.Every)
 	case event.Digest:
 		return m.compareDigest(e.Data)
+	case event.Behind:
+		m.behind = true
 	default:
 		return fmt.Errorf("%v can't be applied", e.Kind)
 	}

@@ -53,7 +53,8 @@ func (m *Machine) enter() (exited bool, err error) {
 // exit counts and answers an exit.
 func (m *Machine) exit(reason uint32) (lockstep.Exit, error) {
 	m.pos++
-	m.entered, m.whole = false, false
+	m.entered, m.whole, m.behind = false, false, false
+	m.Board.TakeEOI()
 	if int(reason) < len(m.Exits) {
 		m.Exits[reason]++
 	}
@@ -82,32 +83,32 @@ func (m *Machine) exit(reason uint32) (lockstep.Exit, error) {
 }
 
 // inject hands the interrupt that is pending at this position to the CPU, or
-// asks for an exit as soon as it can take one. An access that the last exit
-// asked for is finished first: it may end in a fault or, in a guest that
-// single-steps itself, in a trap, and KVM forgets an interrupt that was injected
-// before those. It may go on with a further exit, too: exited.
+// asks for an exit as soon as it can take one; and it offers an EOI without an
+// exit. An access that the last exit asked for is finished first: it may end in a
+// fault or, in a guest that single-steps itself, in a trap, and KVM forgets an
+// interrupt that was injected before those. It may go on with a further exit,
+// too: exited.
 func (m *Machine) inject() (exited bool, err error) {
 	if m.entered {
 		return false, nil
 	}
 	m.cpu.SetCR8(m.Board.CR8())
 	m.cpu.SetWindow(false)
-	if !m.Board.Pending() {
-		m.entered = true
-		return false, nil
+	taken := false
+	if m.Board.Pending() {
+		if exited, err := m.cpu.Finish(); exited || err != nil {
+			return exited, err
+		}
+		if taken = m.cpu.Ready(); taken {
+			if err := m.cpu.Interrupt(m.Board.Ack()); err != nil {
+				return false, err
+			}
+		}
 	}
-	if exited, err := m.cpu.Finish(); exited || err != nil {
-		return exited, err
-	}
-	m.entered = true
-	if !m.cpu.Ready() {
-		m.cpu.SetWindow(true)
-		return false, nil
-	}
-	if err := m.cpu.Interrupt(m.Board.Ack()); err != nil {
-		return false, err
-	}
-	m.cpu.SetWindow(m.Board.Pending())
+	leave := m.Board.OfferEOI(taken, m.behind)
+	m.leaves = leave || m.Board.Pending()
+	m.cpu.SetWindow(m.leaves)
+	m.entered, m.behind = true, false
 	return false, nil
 }
 
@@ -204,6 +205,7 @@ const (
 	msrIntPend   = 0xc0010055 // AMD: interrupt pending; zero says that erratum 400 is not at work
 	msrDECfg     = 0xc0011029
 	msrPlatform  = 0x17
+	msrEOIFlag   = 0x4b564d04 // MSR_KVM_PV_EOI_EN
 	apicBaseBits = 0xfee00900
 )
 
@@ -222,6 +224,12 @@ func (m *Machine) msr(write bool) {
 		v = apicBaseBits
 	case msrUcode, msrMiscEn, msrHWCR, msrIntPend, msrPlatform:
 		// Read as zero, as on a machine with nothing special; writes are lost.
+	case msrEOIFlag:
+		if write {
+			fault = !m.Board.SetEOIFlag(x.Data)
+		} else {
+			v = m.Board.EOIFlag()
+		}
 	case msrDECfg:
 		v = 2 // LFENCE serializes, which Linux sets on AMD
 	default:

@@ -21,7 +21,8 @@ type Snapshot struct {
 	Position    uint64          `json:"position"`
 	Fingerprint uint64          `json:"fingerprint"`
 	Halted      bool            `json:"halted"`
-	Ended       uint8           `json:"ended,omitempty"` // see Machine.Ended
+	Behind      bool            `json:"behind,omitempty"` // a Behind entry was applied
+	Ended       uint8           `json:"ended,omitempty"`  // see Machine.Ended
 	Counters    kvm.Counters    `json:"counters"`
 	Every       uint64          `json:"every"` // ticks between two harvests
 	CPUID       []kvm.CPUID     `json:"cpuid"`
@@ -50,7 +51,7 @@ func (m *Machine) Snapshot() (*Snapshot, error) {
 	c := *m.cpu.Counters()
 	c.Stop, c.Fresh = lockstep.Free, 0 // the host's, not the guest's
 	return &Snapshot{
-		Position: m.pos, Fingerprint: m.hash, Halted: m.halted, Ended: uint8(m.off),
+		Position: m.pos, Fingerprint: m.hash, Halted: m.halted, Behind: m.behind, Ended: uint8(m.off),
 		Counters: c, Every: m.every, CPUID: m.cpuid, CPU: s.Append(nil), Board: b, Window: m.window,
 	}, nil
 }
@@ -89,7 +90,7 @@ func (m *Machine) Restore(s *Snapshot) error {
 	*m.cpu.Counters() = s.Counters
 	m.every = max(1, s.Every)
 	m.pos, m.hash, m.halted, m.off = s.Position, s.Fingerprint, s.Halted, board.EffectKind(s.Ended)
-	m.entered, m.whole, m.window = false, true, s.Window
+	m.entered, m.whole, m.behind, m.window = false, true, s.Behind, s.Window
 	return m.cpu.Settle()
 }
 
@@ -135,14 +136,16 @@ func (m *Machine) Break() error {
 		return err
 	}
 	m.pos++
-	m.entered, m.halted, m.whole = false, false, true
+	m.entered, m.halted, m.whole, m.behind = false, false, true, false
+	m.Board.TakeEOI()
 	return nil
 }
 
 // resynced counts a resync as the exit that it is.
 func (m *Machine) resynced(s *kvm.State) {
 	m.pos++
-	m.entered, m.halted, m.whole = false, false, true
+	m.entered, m.halted, m.whole, m.behind = false, false, true, false
+	m.Board.TakeEOI()
 	b := binary.LittleEndian.AppendUint64(nil, m.hash)
 	b = binary.LittleEndian.AppendUint64(b, s.Regs.RIP)
 	m.hash = xxh3.Hash(s.Append(b))

@@ -36,6 +36,7 @@ var files embed.FS
 var goldens = map[string]uint64{
 	"testdata/tiny-1-2.rec": 0xe7f67ceb9526cb6a,
 	"testdata/tiny-1-3.rec": 0x74c99602565edd96,
+	"testdata/tiny-1-4.rec": 0x696e22287e3d777d,
 }
 
 // tiny reads the time-stamp, stores it, counts down from 200,000, makes an exit,

@@ -25,6 +25,7 @@ const (
 	Frame                 // a frame arrives
 	Power                 // the power button is pressed
 	All                   // all of these at once
+	Behind                // the timer fires, and is due again
 	Resync                // the guest is kicked; its state goes into the log
 	Actions               // how many there are
 )
@@ -32,7 +33,7 @@ const (
 var (
 	placeNames  = [...]string{Exits: "exits", Traps: "traps"}
 	actionNames = [...]string{
-		Timer: "timer", Console: "console", Frame: "frame", Power: "power", All: "all", Resync: "resync",
+		Timer: "timer", Console: "console", Frame: "frame", Power: "power", All: "all", Behind: "behind", Resync: "resync",
 	}
 )
 
@@ -103,6 +104,8 @@ func (a Action) Inputs(n uint64) []event.Entry {
 		return all[a : a+1]
 	case All:
 		return all
+	case Behind:
+		return []event.Entry{all[Timer], {Kind: event.Behind}}
 	}
 	return nil
 }

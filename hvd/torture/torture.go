@@ -26,6 +26,7 @@
 //	11 windows   two sets of page tables by turns
 //	12 clocks    RDTSC, and the time-stamp counter's MSR
 //	13 stepped   single-stepping itself over all that
+//	14 endings   the flag that ends an interrupt without an exit, named anew
 //
 // Its handlers fold all registers, RIP, RSP and RFLAGS of what they interrupt
 // into a digest, so that an interrupt one instruction early or late changes
@@ -33,7 +34,8 @@
 // hexadecimal digits and switches the machine off.
 //
 // Interrupts come from the local APIC's timer (10 ms, vector 40h), the serial
-// port (24h), the power button (29h) and the network device (2bh).
+// port (24h), the power button (29h) and the network device (2bh). The timer's ends
+// without an exit where it can.
 //
 // # Layout of guest memory
 //

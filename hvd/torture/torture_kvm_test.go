@@ -296,7 +296,26 @@ func (h *host) base(t testing.TB) (exits, traps uint64) {
 		t.Fatalf("the guest printed %q, want a digest of 16 digits", o.console)
 	}
 	h.alone = o
+	h.endings(t)
 	return o.position, o.traps
+}
+
+// endings: each halt ends by the timer, whose interrupt makes an exit at its end
+// only while the guest has no flag, which is at six halts.
+func (h *host) endings(t testing.TB) {
+	t.Helper()
+	halts, byExit := 0, 0
+	for _, s := range h.alone.steps {
+		switch {
+		case s.Reason == kvm.ExitHLT:
+			halts++
+		case s.Reason == kvm.ExitMMIO && s.Addr == 0xfee000b0:
+			byExit++
+		}
+	}
+	if byExit != 6 || halts <= 2*byExit {
+		t.Errorf("of %d interrupts of the timer, %d ended by an exit, want 6", halts, byExit)
+	}
 }
 
 // same says whether a run that was stopped now and then, and was given nothing,

@@ -10,13 +10,18 @@ const (
 		1<<19 | 1<<20 | // SSE4.1, SSE4.2
 		1<<22 | 1<<23 // MOVBE, POPCNT
 	ecx1CMPXCHG16B = 1 << 13
+	ecx1Hypervisor = 1 << 31
 
 	edx1Hidden = 1<<7 | 1<<14 | // machine check
 		1<<12 | // MTRR
 		1<<18 | 1<<21 | 1<<22 | // serial number, debug store, thermal
 		1<<28 // hyper-threading
 	edx1APIC = 1 << 9
-	ebx7     = 1<<0 | // FSGSBASE
+
+	kvmLeaf  = 0x40000000 // and the next one: features
+	kvmPVEOI = 1 << 6
+
+	ebx7 = 1<<0 | // FSGSBASE
 		1<<7 | // SMEP
 		1<<9 | // ERMS
 		1<<20 // SMAP
@@ -25,20 +30,29 @@ const (
 // Leaves picks, of the leaves that a host supports, those that a guest may
 // see. Hidden is whatever would let the guest see anything but its own
 // execution (DESIGN's list of non-determinism): random numbers, transactional
-// memory, MONITOR, the performance counters, KVM's own leaves with their
-// clock, and XSAVE with its modified-optimisations; without XSAVE the FPU's
+// memory, MONITOR, the performance counters, what KVM has for guests, its clock
+// among it, and XSAVE with its modified-optimisations; without XSAVE the FPU's
 // state is what FXSAVE writes, in full, always.
+//
+// Of KVM's features the guest sees one, which the board has (EOI without an exit).
+// A Linux that finds KVM without any other feature registers no clock with it and
+// makes no hypercall. It knows that it is a guest, so it loads no microcode and
+// looks for no hard lockups.
 //
 // Under QEMU's TCG CMPXCHG16B is hidden, too: QEMU 7.2 works out its flags from a
 // state that isn't up to date, and of a guest in SVM the next exit then saves parts
 // of a pointer as RFLAGS, VM and TF among them. What it saves depends on which exits
 // came before, so it isn't reproducible either.
 //
-// Source: AMD64 APM volume 3, appendix E; Intel SDM volume 2, CPUID.
+// Source: AMD64 APM volume 3, appendix E; Intel SDM volume 2, CPUID; Linux's
+// Documentation/virt/kvm/x86/cpuid.rst.
 func Leaves(host []kvm.CPUID) []kvm.CPUID { return leaves(host, UnderTCG()) }
 
 func leaves(host []kvm.CPUID, tcg bool) []kvm.CPUID {
-	var seen []kvm.CPUID
+	seen := []kvm.CPUID{
+		{Function: kvmLeaf, EAX: kvmLeaf + 1, EBX: 0x4b4d564b, ECX: 0x564b4d56, EDX: 0x4d}, // "KVMKVMKVM"
+		{Function: kvmLeaf + 1, EAX: kvmPVEOI},
+	}
 	for _, l := range host {
 		if l.Function == 1 && tcg {
 			l.ECX &^= ecx1CMPXCHG16B
@@ -57,7 +71,7 @@ func keep(l *kvm.CPUID) bool {
 		l.EAX = min(l.EAX, 0xd)
 	case 1:
 		l.EBX = l.EBX&0xffff | 1<<16 // one logical CPU, APIC ID 0
-		l.ECX &= ecx1
+		l.ECX = l.ECX&ecx1 | ecx1Hypervisor
 		l.EDX = l.EDX&^edx1Hidden | edx1APIC
 	case 2, 4:
 		// Caches: the description of the host's.

@@ -20,8 +20,8 @@ import (
 
 // BenchmarkGuest measures what a guest's work costs its host, alone and
 // recorded, in one run on one guest: processor time, exits and log for requests
-// to its Redis, a tick while it idles, and a program that only computes. The
-// log's reader acknowledges at once, so the link isn't in it.
+// to its Redis, reads of its disk, a tick while it idles, and a program that only
+// computes. The log's reader acknowledges at once, so the link isn't in it.
 func BenchmarkGuest(b *testing.B) {
 	sys := duetKVM(b)
 	m := bootDebian(b, sys)
@@ -41,7 +41,11 @@ func BenchmarkGuest(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer conn.Close()
-	guest := &benchGuest{ctx: ctx, e: e, redis: newRedis(conn)}
+	sh, err := login(ctx, e, rim)
+	if err != nil {
+		b.Fatalf("log in to the guest: %v\nconsole:\n%s", err, rim.tail())
+	}
+	guest := &benchGuest{ctx: ctx, e: e, redis: newRedis(conn), sh: sh}
 	b.Run("alone", guest.measure)
 	if err := e.Do(ctx, func(m *machine.Machine) error { return acknowledged(b, e, m) }); err != nil {
 		b.Fatal(err)
@@ -91,6 +95,7 @@ type benchGuest struct {
 	ctx   context.Context
 	e     *Engine
 	redis *redis
+	sh    func(command string) error
 }
 
 // compute is a Lua program that Redis runs: as many rounds of SHA-1 as KEYS
@@ -129,8 +134,34 @@ func (g *benchGuest) measure(b *testing.B) {
 				return n
 			})
 		})
-		fmt.Printf("exits of %s: %s\n", r.name, g.exits(b, 50, request))
+		fmt.Printf("exits of %s: %s\n", r.name, g.exits(b, 50, func() {
+			for range 50 {
+				request()
+			}
+		}))
 	}
+	g.read(b)
+}
+
+// readsPerLoop makes the exits of the shell and of dd's start disappear among those
+// of the reads.
+const readsPerLoop = 50
+
+// read measures a read of 4 KiB that goes to the disk.
+func (g *benchGuest) read(b *testing.B) {
+	dd := func(n int) {
+		if err := g.sh(fmt.Sprintf("dd if=/dev/vda of=/dev/null iflag=direct bs=4k count=%d", n)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.Run("read-4K", func(b *testing.B) {
+		g.tally(b, func() int {
+			dd(readsPerLoop * b.N)
+			return readsPerLoop * b.N
+		})
+	})
+	const n = 5000
+	fmt.Printf("exits of read-4K: %s\n", g.exits(b, n, func() { dd(n) }))
 }
 
 // settle is how many ticks of idleness it takes until what is counted has followed
@@ -208,9 +239,9 @@ func cpuTime(b *testing.B, who int) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// exits says what exits the guest makes for one request, by kind and place, the
-// most frequent first.
-func (g *benchGuest) exits(b *testing.B, n int, request func()) string {
+// exits says what exits the guest makes while f makes n requests, by kind and
+// place for each, the most frequent first.
+func (g *benchGuest) exits(b *testing.B, n int, f func()) string {
 	b.Helper()
 	seen := map[string]int{}
 	trace := func(f func(machine.Step)) {
@@ -223,9 +254,7 @@ func (g *benchGuest) exits(b *testing.B, n int, request func()) string {
 		}
 	}
 	trace(func(s machine.Step) { seen[exitName(s)]++ })
-	for range n {
-		request()
-	}
+	f()
 	trace(nil)
 	names := slices.SortedFunc(maps.Keys(seen), func(x, y string) int { return seen[y] - seen[x] })
 	var parts []string

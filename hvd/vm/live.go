@@ -102,6 +102,11 @@ func (e *Engine) deliver() error {
 			return err
 		}
 	}
+	if e.behind() {
+		if err := e.input(event.Entry{Kind: event.Behind}); err != nil {
+			return err
+		}
+	}
 	if e.primary == nil || !e.m.DigestDue() {
 		return nil
 	}
@@ -132,6 +137,14 @@ func (e *Engine) clockInput() (event.Entry, bool) {
 		return event.Entry{Kind: event.Time, Now: max(now, clock)}, true
 	}
 	return event.Entry{}, false
+}
+
+// behind says that a further timer is due when the interrupt that is taken at this
+// position has begun. A guest that ends its interrupts without an exit would come to
+// the next position late.
+func (e *Engine) behind() bool {
+	deadline, armed := e.m.Deadline()
+	return armed && e.m.Board.Pending() && e.m.Board.NamesFlag() && max(e.clock.now(), e.m.Clock()) >= deadline
 }
 
 // input applies an input, through the log if there is one.

@@ -28,7 +28,7 @@ func placeOf(m *machine.Machine, kind lockstep.ExitKind) place {
 // clock or what is counted, or compares the copies, waits for nothing and isn't
 // one.
 func (s *Stats) placed(at place, kind event.Kind) {
-	if kind == event.Time || kind == event.Traps || kind == event.Digest {
+	if kind == event.Time || kind == event.Traps || kind == event.Digest || kind == event.Behind {
 		return
 	}
 	switch at.kind {
