@@ -106,6 +106,9 @@ func showVM(ctx context.Context, e env) error {
 		row(w, "throttled", "%d times", c.Throttled)
 		row(w, "divergences", "%d", c.Divergences)
 		row(w, "disk", "%d reads, %d writes", c.DiskReads, c.DiskWrites)
+		if n := c.LoggedReads; n > 0 {
+			row(w, "reads in the log", "%d of %d bytes each, %d by reference, %d of those asked for", n, c.ReadLogBytes/n, c.ReadRefs, c.ReadsAsked)
+		}
 		row(w, "network", "%d frames in, %d out", c.FramesIn, c.FramesOut)
 		row(w, "output delay", "%.2f ms, 99 %% below %.2f ms", c.DelayMedianMS, c.DelayP99MS)
 		if v.EchoMS > 0 {

@@ -109,8 +109,15 @@ type Counters struct {
 	Divergences uint64 `json:"divergences"`
 	DiskReads   uint64 `json:"disk_reads"`
 	DiskWrites  uint64 `json:"disk_writes"`
-	FramesIn    uint64 `json:"frames_in"`
-	FramesOut   uint64 `json:"frames_out"`
+	// Reads that the log has, how many of them only say which blocks were read, the
+	// bytes that all of them take in it, and for how many of those the secondary
+	// had to ask for the data.
+	LoggedReads  uint64 `json:"logged_reads"`
+	ReadRefs     uint64 `json:"read_refs"`
+	ReadLogBytes uint64 `json:"read_log_bytes"`
+	ReadsAsked   uint64 `json:"reads_asked"`
+	FramesIn     uint64 `json:"frames_in"`
+	FramesOut    uint64 `json:"frames_out"`
 
 	// How long effects waited for the output rule, of the last 1,024.
 	DelayMedianMS float64 `json:"delay_median_ms"`

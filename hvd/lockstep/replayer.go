@@ -68,6 +68,10 @@ func (r *Replayer) Received() uint64 { return r.received }
 // Executed is the LSN up to which every entry has been handed out by Next.
 func (r *Replayer) Executed() uint64 { return r.executed }
 
+// Resolving says that the next entry is a reference: after a Wait, that it is what
+// the replay waits for.
+func (r *Replayer) Resolving() bool { return r.have && r.head.Kind == event.DiskRef }
+
 // Next says what to do at position pos. Run is handed out again until the
 // machine has moved on; everything else is handed out once. Entry.Data is
 // valid until the next Feed. An error means that the log doesn't fit the

@@ -37,6 +37,7 @@ func (e *Engine) Record(send func(lsn uint64, batch []byte)) error {
 	e.send = send
 	e.flushed, e.marked = time.Now(), time.Now()
 	e.lag.reset()
+	e.reads.restart()
 	e.gateMu.Lock()
 	e.gate.Rebase()
 	e.gateMu.Unlock()
@@ -77,6 +78,7 @@ func (e *Engine) Gate(m lockstep.GateMode) (lsn uint64, err error) {
 // leave. Any goroutine may call it.
 func (e *Engine) Ack(received, executed uint64) error {
 	e.lag.ack(executed)
+	e.reads.acked(received)
 	e.Stats.Verified.Store(executed)
 	e.gateMu.Lock()
 	e.gate.Ack(received, executed)

@@ -77,7 +77,7 @@ func (p *Process) engineConfig() vm.Config {
 	}
 	if vcpu.UnderTCG() {
 		c.Window, c.StopAfter, c.KickAfter = 2*time.Millisecond, 4*time.Millisecond, 50*time.Millisecond
-		c.MaxLag = time.Second
+		c.MaxLag, c.ReadPatience = time.Second, 2*time.Second
 		c.Costs = trapset.Costs{Trap: 20 * time.Microsecond, Resync: 5 * time.Millisecond, KB: 50 * time.Microsecond}
 	}
 	return c
