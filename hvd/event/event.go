@@ -15,7 +15,7 @@
 // n to the next: Stop and Resync. They carry position n; what they made is
 // exit n+1.
 //
-// # Layout, version 3
+// # Layout, version 4
 //
 // A log is a sequence of entries without padding. Integers are unsigned
 // LEB128 varints unless said otherwise.
@@ -58,7 +58,7 @@ import (
 )
 
 // Version is the version of the layout above.
-const Version = 3
+const Version = 4
 
 // MaxData bounds the bytes that one entry carries.
 const MaxData = 320 << 20

@@ -201,7 +201,8 @@ func (g *benchGuest) tally(b *testing.B, f func() int) {
 	s := &g.e.Stats
 	guest, all := g.threadTime(b), cpuTime(b, unix.RUSAGE_SELF)
 	exits, log, resync, resyncs := s.Exits.Load(), s.LogBytes.Load(), s.ResyncBytes.Load(), s.Resyncs.Load()
-	reads, refs, readLog, received := s.Reads.Load(), s.ReadRefs.Load(), s.ReadLogBytes.Load(), g.rim.received.Load()
+	reads, refs, readLog, refLog := s.Reads.Load(), s.ReadRefs.Load(), s.ReadLogBytes.Load(), s.RefLogBytes.Load()
+	received := g.rim.received.Load()
 	n := float64(f())
 	all = cpuTime(b, unix.RUSAGE_SELF) - all
 	resync = s.ResyncBytes.Load() - resync
@@ -216,6 +217,9 @@ func (g *benchGuest) tally(b *testing.B, f func() int) {
 	if reads = s.Reads.Load() - reads; reads > 0 {
 		b.ReportMetric(float64(s.ReadLogBytes.Load()-readLog)/float64(reads), "log-B/read")
 		b.ReportMetric(100*float64(s.ReadRefs.Load()-refs)/float64(reads), "%refs")
+	}
+	if refs = s.ReadRefs.Load() - refs; refs > 0 {
+		b.ReportMetric(float64(s.RefLogBytes.Load()-refLog)/float64(refs), "log-B/ref")
 	}
 	if received = g.rim.received.Load() - received; float64(received)/n > enoughReceived {
 		b.ReportMetric(float64(s.LogBytes.Load()-log-resync)/float64(received), "log-B/received-B")

@@ -74,6 +74,7 @@ func (e *Engine) logInput(in event.Entry, read diskref.Request, steady bool) err
 		r.keeper.Keep(lsn, in.Disk, in.ID, in.Data)
 		r.mu.Unlock()
 		e.Stats.ReadRefs.Add(1)
+		e.Stats.RefLogBytes.Add(lsn - before)
 	}
 	if in.Kind == event.DiskDone && !read.Write && read.Len > 0 {
 		e.Stats.Reads.Add(1)

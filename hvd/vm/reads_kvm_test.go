@@ -90,7 +90,7 @@ type diskSource struct {
 var errDown = errors.New("no path to the volume")
 
 func (s *diskSource) ReadDisk(_ context.Context, _ int, sector uint64, p []byte) error {
-	if s.down.Load() || rand.IntN(20) == 0 {
+	if s.down.Load() || rand.IntN(100) == 0 {
 		return errDown
 	}
 	s.disk.do(func(data []byte) { copy(p, data[sector*blk.SectorSize:]) })
@@ -168,7 +168,12 @@ func references(t *testing.T, level lockstep.Level) {
 		t.Fatal(err)
 	}
 	reads, refs := e.Stats.Reads.Load(), e.Stats.ReadRefs.Load()
-	t.Logf("%d reads, %d by reference, %d of them asked for; %d bytes of log a read", reads, refs, source.asked.Load(), e.Stats.ReadLogBytes.Load()/reads)
+	size := e.Stats.RefLogBytes.Load() / refs
+	t.Logf("%d reads of %d bytes of log each, %d by reference of %d bytes, %d of those asked for",
+		reads, e.Stats.ReadLogBytes.Load()/reads, refs, size, source.asked.Load())
+	if size > 64 {
+		t.Error("a reference takes more than 64 bytes")
+	}
 	if refs == reads {
 		t.Error("no read met a write")
 	}

@@ -102,6 +102,7 @@ var sizes = []struct {
 }{
 	{"log-B/read", 1, "bytes of log a read of the disk"},
 	{"%refs", 0, "% of these reads by reference"},
+	{"log-B/ref", 1, "bytes of log a reference"},
 	{"log-B/received-B", 3, "bytes of log a byte received"},
 	{"B/resync", 0, "bytes a resync"},
 }
