@@ -28,7 +28,9 @@ func BenchmarkGuest(b *testing.B) {
 	m := bootDebian(b, sys)
 	defer m.Close()
 	rim := newTestRim(b)
-	e := New(m, rim, tcgConfig())
+	cfg := tcgConfig()
+	cfg.SharedDisks = true
+	e := New(m, rim, cfg)
 	rim.engine = e
 	rim.openNetwork(b)
 	defer rim.close()

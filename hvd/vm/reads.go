@@ -55,7 +55,7 @@ func (r *reads) acked(lsn uint64) {
 func (e *Engine) logInput(in event.Entry, read diskref.Request, steady bool) error {
 	r := &e.reads
 	n := len(in.Data)
-	refer := steady && in.Status == blk.StatusOK && n == read.Len && n >= diskref.MinLen && n <= diskref.MaxLen &&
+	refer := e.cfg.SharedDisks && steady && in.Status == blk.StatusOK && n == read.Len && n >= diskref.MinLen && n <= diskref.MaxLen &&
 		(e.tape == nil || !e.tape.live) && e.gateMode() == lockstep.Acked
 	if refer {
 		r.mu.Lock()

@@ -137,7 +137,7 @@ func references(t *testing.T, level lockstep.Level) {
 	spec := board.Disk{Sectors: exerciseSectors, Serial: "shared"}
 	disk := &sharedDisk{data: make([]byte, exerciseSectors*blk.SectorSize)}
 	cfg := tcgConfig()
-	cfg.Level = level
+	cfg.Level, cfg.SharedDisks = level, true
 	rim := &diskRim{disk: disk}
 	m := bootExercise(t, sys, spec)
 	defer m.Close()

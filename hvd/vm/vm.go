@@ -62,6 +62,9 @@ type Config struct {
 	KickAfter  time.Duration // then for a resync; default 5 ms
 	FlushAfter time.Duration // the log waits no longer; default 2 ms
 	MaxLag     time.Duration // the primary slows down beyond; default 100 ms
+	// SharedDisks says that whoever reads the log reaches the guest's disks: what
+	// the guest reads goes into the log by reference.
+	SharedDisks bool
 	// ReadPatience is how long a secondary waits for the volume to have what its
 	// log refers to, until it asks its primary; default 50 ms.
 	ReadPatience time.Duration
