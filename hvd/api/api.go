@@ -109,13 +109,14 @@ type Counters struct {
 	Divergences uint64 `json:"divergences"`
 	DiskReads   uint64 `json:"disk_reads"`
 	DiskWrites  uint64 `json:"disk_writes"`
-	// Reads that the log has, how many of them only say which blocks were read, the
-	// bytes that all of them take in it, and for how many of those the secondary
-	// had to ask for the data.
+	// Reads that the log has and the bytes that they take in it; of them, those that
+	// only say which blocks were read, and how many of these a secondary had to ask
+	// for.
 	LoggedReads  uint64 `json:"logged_reads"`
-	ReadRefs     uint64 `json:"read_refs"`
 	ReadLogBytes uint64 `json:"read_log_bytes"`
-	ReadsAsked   uint64 `json:"reads_asked"`
+	ReadRefs     uint64 `json:"read_refs"`
+	RefLogBytes  uint64 `json:"ref_log_bytes"`
+	RefsAsked    uint64 `json:"refs_asked"`
 	FramesIn     uint64 `json:"frames_in"`
 	FramesOut    uint64 `json:"frames_out"`
 
