@@ -242,7 +242,7 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		e.Set, e.Every = r.uvarint(), r.uvarint()
 	case Deadline, VsockReset, Power:
 	default:
-		r.bad = !r.short
+		r.bad = r.bad || !r.short
 	}
 	if !r.bad && r.short {
 		return Entry{}, 0, ErrPartial

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/duet-ft/duet/hvd/diskref"
@@ -37,7 +36,6 @@ type prefetch struct {
 	ctx      context.Context // ends with the replay
 	cancel   context.CancelFunc
 	fetching sync.WaitGroup
-	asked    atomic.Uint64
 
 	mu     sync.Mutex
 	holder diskref.Holder
@@ -57,17 +55,24 @@ const volumeRest = time.Second
 // comes from. It comes before the first Feed. Without it, a log
 // with references is an error. Reading ends with ctx or Replay.
 func (e *Engine) Follow(ctx context.Context, base event.Base, src Source) {
-	p := &prefetch{src: src, patience: e.cfg.ReadPatience, bell: &e.bell, dec: event.NewDecoder(base)}
+	e.prefetch = newPrefetch(ctx, base, src, e.cfg.ReadPatience, &e.bell)
+}
+
+func newPrefetch(ctx context.Context, base event.Base, src Source, patience time.Duration, bell *doorbell) *prefetch {
+	p := &prefetch{src: src, patience: patience, bell: bell, dec: event.NewDecoder(base)}
 	p.ctx, p.cancel = context.WithCancel(ctx)
-	e.prefetch = p
+	return p
 }
 
 // Give takes what Source.Ask asked for.
 func (e *Engine) Give(disk int, id uint64, data []byte) error {
-	p := e.prefetch
-	if p == nil {
+	if e.prefetch == nil {
 		return diskref.ErrUnasked
 	}
+	return e.prefetch.give(disk, id, data)
+}
+
+func (p *prefetch) give(disk int, id uint64, data []byte) error {
 	p.mu.Lock()
 	err := p.holder.Given(disk, id, data)
 	p.mu.Unlock()
@@ -159,7 +164,6 @@ func (p *prefetch) begin() {
 // ask has the primary give what a reference stands for. With the lock.
 func (p *prefetch) ask(r diskref.Ref, why error) {
 	p.holder.Failed(r)
-	p.asked.Add(1)
 	go p.src.Ask(r.Disk, r.ID, why) // the link may be busy
 	p.bell.ring()                   // nobody may be there to answer
 }
