@@ -32,11 +32,12 @@ func (s source) ReadDisk(ctx context.Context, disk int, sector uint64, b []byte)
 
 // Ask sends a Want frame; vm.Source.
 func (s source) Ask(disk int, id uint64, why error) {
-	if errors.Is(why, vm.ErrOtherBytes) {
+	// A stream that broke shows as Down. Its primary may have gone on alone, and
+	// written what it likes.
+	err := s.c.Send(wire.Frame{Type: wire.TypeWant, Payload: wire.AppendWant(nil, disk, id)})
+	if err == nil && errors.Is(why, vm.ErrOtherBytes) {
 		s.p.say(fmt.Sprintf("disk %d: %v (request %d); the peer sends them. Who else writes to the volume, or has it lost a write?", disk, why, id))
 	}
-	// A stream that broke shows as Down.
-	_ = s.c.Send(wire.Frame{Type: wire.TypeWant, Payload: wire.AppendWant(nil, disk, id)})
 }
 
 // Holds tells the primary, if that is what it waits for; vm.Source.
