@@ -106,6 +106,10 @@ func showVM(ctx context.Context, e env) error {
 		row(w, "throttled", "%d times", c.Throttled)
 		row(w, "divergences", "%d", c.Divergences)
 		row(w, "disk", "%d reads, %d writes", c.DiskReads, c.DiskWrites)
+		if n := c.LoggedReads; n > 0 {
+			row(w, "reads in the log", "%d of %d bytes each, of them %d by reference of %d; %d of those asked for",
+				n, c.ReadLogBytes/n, c.ReadRefs, c.RefLogBytes/max(1, c.ReadRefs), c.RefsAsked)
+		}
 		row(w, "network", "%d frames in, %d out", c.FramesIn, c.FramesOut)
 		row(w, "output delay", "%.2f ms, 99 %% below %.2f ms", c.DelayMedianMS, c.DelayP99MS)
 		if v.EchoMS > 0 {

@@ -79,7 +79,8 @@
 //   - The secondary gives Progress when it acknowledges, the primary when the
 //     acknowledgement comes.
 //   - Consume may come again after the primary was heard again. Consumed is only
-//     given when nothing that was received is left to execute.
+//     given when nothing that was acknowledged is left to execute, nor anything else
+//     of what was received that can be executed without the primary.
 //   - Fence registers the own key first, and only then: a host that was fenced
 //     must not register by itself, or its old writes may land.
 //   - Halt ends the session with the volume. A halted guest's disk requests must

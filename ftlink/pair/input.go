@@ -70,7 +70,8 @@ type Progress struct {
 	Verified uint64 // has executed it up to here, with equal fingerprints
 }
 
-// Consumed answers Consume: everything received is executed.
+// Consumed answers Consume: everything received is executed, but for what needs
+// something that only the primary has. Nothing of that was acknowledged.
 type Consumed struct{ LSN uint64 }
 
 // Fault is why a copy can't go on as it is.

@@ -109,8 +109,16 @@ type Counters struct {
 	Divergences uint64 `json:"divergences"`
 	DiskReads   uint64 `json:"disk_reads"`
 	DiskWrites  uint64 `json:"disk_writes"`
-	FramesIn    uint64 `json:"frames_in"`
-	FramesOut   uint64 `json:"frames_out"`
+	// Reads that the log has and the bytes that they take in it; of them, those that
+	// only say which blocks were read, and how many of these a secondary had to ask
+	// for.
+	LoggedReads  uint64 `json:"logged_reads"`
+	ReadLogBytes uint64 `json:"read_log_bytes"`
+	ReadRefs     uint64 `json:"read_refs"`
+	RefLogBytes  uint64 `json:"ref_log_bytes"`
+	RefsAsked    uint64 `json:"refs_asked"`
+	FramesIn     uint64 `json:"frames_in"`
+	FramesOut    uint64 `json:"frames_out"`
 
 	// How long effects waited for the output rule, of the last 1,024.
 	DelayMedianMS float64 `json:"delay_median_ms"`

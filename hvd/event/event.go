@@ -43,6 +43,9 @@
 //	14 Traps      set, ticks between two harvests
 //	15 Behind     (nothing)
 //	16 Digest     length, bytes (what hvd/machine compares beside exits)
+//	17 DiskRef    disk, request, length, bytes (hvd/diskref's reference): a
+//	              DiskDone of status 0 whose data the reader gets elsewhere.
+//	              Between two hosts only, never in a recording.
 //
 // The codec is relative to the last entry, so both ends start from the same
 // Base: the position, now and traps of the state transfer that the log
@@ -85,7 +88,8 @@ const (
 
 // The rare kinds, whose tag is a byte longer.
 const (
-	Digest Kind = 16 + iota // Data is a digest of the state at Pos, to be compared
+	Digest  Kind = 16 + iota // Data is a digest of the state at Pos, to be compared
+	DiskRef                  // as DiskDone, but Data only says which blocks were read
 	// Kinds is above every kind.
 	Kinds
 )
@@ -97,6 +101,7 @@ var names = [Kinds]string{
 	Time: "time", Deadline: "deadline", Frame: "frame", DiskDone: "disk-done", Vsock: "vsock",
 	VsockReset: "vsock-reset", Console: "console", Power: "power", Stop: "stop", Resync: "resync",
 	Mark: "mark", Live: "live", Jump: "jump", Traps: "traps", Behind: "behind", Digest: "digest",
+	DiskRef: "disk-ref",
 }
 
 // String is the kind's name.
@@ -112,8 +117,8 @@ type Entry struct {
 	Pos    uint64 // counted exits
 	Kind   Kind
 	Now    uint64 // Time, Jump: guest time, ns
-	Disk   int    // DiskDone: index of the disk
-	ID     uint64 // DiskDone: the request; Live: the epoch
+	Disk   int    // DiskDone, DiskRef: index of the disk
+	ID     uint64 // DiskDone, DiskRef: the request; Live: the epoch
 	Status byte   // DiskDone: as virtio-blk's status byte
 	Traps  uint64 // Stop: traps counted since the VM was made
 	Hash   uint32 // Mark: low half of the fingerprint
@@ -167,6 +172,10 @@ func (c *Encoder) Append(dst []byte, e Entry) []byte {
 		dst = binary.AppendUvarint(dst, e.ID)
 		dst = append(dst, e.Status)
 		dst = appendData(dst, e.Data)
+	case DiskRef:
+		dst = binary.AppendUvarint(dst, uint64(e.Disk))
+		dst = binary.AppendUvarint(dst, e.ID)
+		dst = appendData(dst, e.Data)
 	case Frame, Vsock, Console, Resync, Digest:
 		dst = appendData(dst, e.Data)
 	case Stop:
@@ -217,9 +226,9 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		e.Now = d.base.Now + r.uvarint()
 		r.bad = r.bad || e.Now < d.base.Now
 	case DiskDone:
-		disk := r.uvarint()
-		r.bad = r.bad || disk > 255
-		e.Disk, e.ID, e.Status, e.Data = int(disk&255), r.uvarint(), r.byte(), r.data()
+		e.Disk, e.ID, e.Status, e.Data = r.disk(), r.uvarint(), r.byte(), r.data()
+	case DiskRef:
+		e.Disk, e.ID, e.Data = r.disk(), r.uvarint(), r.data()
 	case Frame, Vsock, Console, Resync, Digest:
 		e.Data = r.data()
 	case Stop:
@@ -235,7 +244,7 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		e.Set, e.Every = r.uvarint(), r.uvarint()
 	case Deadline, VsockReset, Power, Behind:
 	default:
-		r.bad = !r.short
+		r.bad = r.bad || !r.short
 	}
 	if !r.bad && r.short {
 		return Entry{}, 0, ErrPartial
@@ -290,6 +299,12 @@ func (r *reader) uvarint() uint64 {
 	}
 	r.at += n
 	return v
+}
+
+func (r *reader) disk() int {
+	v := r.uvarint()
+	r.bad = r.bad || v > 255
+	return int(v & 255)
 }
 
 func (r *reader) data() []byte {

@@ -24,9 +24,10 @@ func TestLayout(t *testing.T) {
 		{Pos: 204, Kind: Digest, Data: []byte{5, 6}},
 		{Pos: 304, Kind: Digest, Data: []byte{7}},
 		{Pos: 305, Kind: Traps, Set: 22, Every: 300},
+		{Pos: 307, Kind: DiskRef, Disk: 1, ID: 300, Data: []byte{8, 9}},
 	}
 	want := "02" + "21ac02" + "f45501ac020201aa" + "090d" + "1b04030201" + "0303010203" + "08" + "0c09" +
-		"1010020506" + "f010550107" + "1e16ac02"
+		"1010020506" + "f010550107" + "1e16ac02" + "201101ac02020809"
 	base := Base{Pos: 100, Now: 1000, Traps: 64}
 	enc, dec := NewEncoder(base), NewDecoder(base)
 	var b []byte
@@ -64,7 +65,7 @@ func TestRoundTrip(t *testing.T) {
 		cur := base
 		for range rapid.IntRange(1, 20).Draw(t, "n") {
 			cur.Pos += rapid.SampledFrom([]uint64{0, 1, 14, 15, 16, 1000, 1 << 33}).Draw(t, "delta")
-			e := Entry{Pos: cur.Pos, Kind: rapid.SampledFrom([]Kind{Time, Deadline, Frame, DiskDone, Vsock, VsockReset, Console, Power, Stop, Resync, Mark, Live, Jump, Traps, Behind, Digest}).Draw(t, "kind")}
+			e := Entry{Pos: cur.Pos, Kind: rapid.SampledFrom([]Kind{Time, Deadline, Frame, DiskDone, Vsock, VsockReset, Console, Power, Stop, Resync, Mark, Live, Jump, Traps, Behind, Digest, DiskRef}).Draw(t, "kind")}
 			data := rapid.SliceOfN(rapid.Byte(), 1, 40).Draw(t, "data")
 			switch e.Kind {
 			case Time, Jump:
@@ -72,6 +73,8 @@ func TestRoundTrip(t *testing.T) {
 				e.Now = cur.Now
 			case DiskDone:
 				e.Disk, e.ID, e.Status, e.Data = 3, rapid.Uint64().Draw(t, "id"), 1, data
+			case DiskRef:
+				e.Disk, e.ID, e.Data = 255, rapid.Uint64().Draw(t, "id"), data
 			case Frame, Vsock, Console, Resync, Digest:
 				e.Data = data
 			case Stop:
@@ -119,6 +122,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte{0x1e, 0x16, 0xac, 0x02})
 	f.Add([]byte{0x02, 0x0f, 0x1f})
 	f.Add([]byte{0xf4, 0x55, 0x01, 0xac, 0x02, 0x02, 0x01, 0xaa})
+	f.Add([]byte{0x20, 0x11, 0x01, 0xac, 0x02, 0x02, 0x08, 0x09})
 	f.Add([]byte{0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01})
 	f.Add([]byte{0xf1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 1})
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -14,9 +14,14 @@ type Primary[E any] struct {
 
 // Input writes an input into the log and applies it, both at the current
 // position. e.Pos is filled in.
-func (p *Primary[E]) Input(e event.Entry) error {
+func (p *Primary[E]) Input(e event.Entry) error { return p.InputAs(e, e) }
+
+// InputAs writes one entry into the log and applies another: what the secondary
+// makes of the first. Pos is filled in.
+func (p *Primary[E]) InputAs(logged, e event.Entry) error {
 	e.Pos = p.Machine.Position()
-	p.Log.Input(e)
+	logged.Pos = e.Pos
+	p.Log.Input(logged)
 	return p.Machine.Apply(e)
 }
 

@@ -35,6 +35,9 @@
 // then known to be complete. A Mark is what the primary writes to say so when
 // it has nothing else to say.
 //
+// A DiskRef stands for a DiskDone whose data the log hasn't. Replayer.Resolve
+// makes one of the other, or has the replay wait.
+//
 // # LSN
 //
 // An LSN is an offset in the log: a batch that starts at LSN s and has n

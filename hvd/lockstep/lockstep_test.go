@@ -326,3 +326,59 @@ func TestConfirm(t *testing.T) {
 		}
 	}
 }
+
+// TestReferences: an entry that needs something from elsewhere waits for it, and
+// is then carried out as what it stands for, once and in its place.
+func TestReferences(t *testing.T) {
+	p := &Primary[uint64]{Machine: &toy{}, Log: NewRecorder(event.Base{})}
+	run := func() {
+		t.Helper()
+		if _, _, _, err := p.Run(Free); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run()
+	done := event.Entry{Kind: event.DiskDone, ID: 4, Data: []byte("what was read")}
+	if err := p.InputAs(event.Entry{Kind: event.DiskRef, ID: 4, Data: []byte("blocks")}, done); err != nil {
+		t.Fatal(err)
+	}
+	run()
+	p.Mark()
+	_, log := p.Log.Take()
+
+	s := &Secondary[uint64]{Machine: &toy{}, Log: NewReplayer(event.Base{})}
+	if err := s.Log.Feed(0, log); err != nil {
+		t.Fatal(err)
+	}
+	if do, err := s.Step(); do != Run || err != nil {
+		t.Fatalf("%v, %v", do, err)
+	}
+	if _, err := s.Step(); err == nil {
+		t.Error("a reference was carried out by nobody")
+	}
+	here := false
+	s.Log.Resolve = func(e event.Entry) (event.Entry, bool) {
+		if e.Kind != event.DiskRef || string(e.Data) != "blocks" {
+			t.Errorf("asked to resolve %+v", e)
+		}
+		done.Pos = e.Pos
+		return done, here
+	}
+	for range 2 {
+		if do, err := s.Step(); do != Wait || err != nil {
+			t.Fatalf("%v, %v; it must wait", do, err)
+		}
+	}
+	for here = true; ; {
+		do, err := s.Step()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if do == Wait {
+			break
+		}
+	}
+	if got, want := s.Machine.Fingerprint(), p.Machine.Fingerprint(); got != want || s.Verified() != uint64(len(log)) {
+		t.Errorf("fingerprint %x, want %x; verified %d of %d", got, want, s.Verified(), len(log))
+	}
+}

@@ -7,12 +7,14 @@ import (
 	"github.com/duet-ft/duet/hvd/event"
 )
 
+var errRef = errors.New("the log says which blocks a disk's read has read, but here is no disk; a recording that does so was made wrongly")
+
 // Do is what the secondary has to do next.
 type Do uint8
 
 // What a Step asks for.
 const (
-	Wait  Do = iota // nothing is known beyond the current position
+	Wait  Do = iota // nothing is known beyond the current position, or what a reference stands for isn't here
 	Run             // let the machine run to its next exit, or to Stop
 	Apply           // apply Entry at the current position
 	Check           // compare Entry.Hash with the machine's fingerprint
@@ -29,6 +31,12 @@ type Step struct {
 // Replayer turns the log into steps. The zero value isn't usable; see
 // NewReplayer.
 type Replayer struct {
+	// Resolve makes of an event.DiskRef, the next that the log has, the DiskDone
+	// that it stands for; false when its data isn't here yet. It is called once
+	// for each that it makes, in the log's order. Without it a log with references
+	// is an error.
+	Resolve func(event.Entry) (event.Entry, bool)
+
 	dec      *event.Decoder
 	buf      []byte // received, not yet decoded
 	received uint64 // LSN behind buf
@@ -60,6 +68,10 @@ func (r *Replayer) Received() uint64 { return r.received }
 // Executed is the LSN up to which every entry has been handed out by Next.
 func (r *Replayer) Executed() uint64 { return r.executed }
 
+// Resolving says that the next entry is a reference: after a Wait, that it is what
+// the replay waits for.
+func (r *Replayer) Resolving() bool { return r.have && r.head.Kind == event.DiskRef }
+
 // Next says what to do at position pos. Run is handed out again until the
 // machine has moved on; everything else is handed out once. Entry.Data is
 // valid until the next Feed. An error means that the log doesn't fit the
@@ -84,6 +96,16 @@ func (r *Replayer) Next(pos uint64) (Step, error) {
 		return Step{}, &Divergence{Kind: "exit", Position: pos, Detail: fmt.Sprintf("it is beyond the log's %v at %d", e.Kind, e.Pos)}
 	case e.Pos > pos:
 		return Step{Do: Run, Stop: Free}, nil
+	}
+	if e.Kind == event.DiskRef {
+		if r.Resolve == nil {
+			return Step{}, errRef
+		}
+		done, ok := r.Resolve(e)
+		if !ok {
+			return Step{Do: Wait}, nil
+		}
+		e = done
 	}
 	r.have = false
 	r.buf = r.buf[r.headLen:]

@@ -54,6 +54,7 @@ import (
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/mem"
+	"github.com/duet-ft/duet/hvd/transfer"
 	"github.com/duet-ft/duet/hvd/vcpu"
 )
 
@@ -101,15 +102,16 @@ type Machine struct {
 	fresh   uint64           // host time-stamp ticks that an anchor stays fresh; 0: for ever
 	effects []board.Effect
 	scratch []byte
-	step    Step     // the last exit
-	dirty   []uint64 // pages written since the last harvest
-	can     uint64   // kvm.Counted flags that this host can count
-	every   uint64   // deadlines from one harvest of the dirty log to the next
-	cleanAt uint64   // the position of the last one
-	harvest uint64   // deadlines since the last harvest
-	reaped  uint64   // harvests so far
-	logging bool     // KVM logs dirty pages
-	logged  bool     // the execution is recorded or replayed: harvests count
+	step    Step          // the last exit
+	dirty   []uint64      // pages written since the last harvest
+	can     uint64        // kvm.Counted flags that this host can count
+	every   uint64        // deadlines from one harvest of the dirty log to the next
+	cleanAt uint64        // the position of the last one
+	harvest uint64        // deadlines since the last harvest
+	memo    transfer.Memo // what the log's last resyncs brought
+	reaped  uint64        // harvests so far
+	logging bool          // KVM logs dirty pages
+	logged  bool          // the execution is recorded or replayed: harvests count
 	window  Sweep
 	digest  []byte // of this very state; nil: not known
 	trail   trail
@@ -273,6 +275,7 @@ func (m *Machine) collect() error {
 // at the position where their log begins, with LogDirty on.
 func (m *Machine) SetLogged(on bool) error {
 	m.logged = on
+	m.memo.Forget()
 	m.harvest = m.every // the first tick harvests: what came before it may be much
 	m.window.restart(m.Clock())
 	m.window.At = m.Clock()

@@ -122,7 +122,7 @@ func (m *Machine) Capture() ([]byte, error) {
 	for _, n := range c.Kinds {
 		head = binary.LittleEndian.AppendUint64(head, n)
 	}
-	data := transfer.AppendDelta(nil, s.Append(head), mem.PageSet(m.dirty), m.Memory.Page)
+	data := transfer.AppendDelta(nil, s.Append(head), mem.PageSet(m.dirty), m.Memory.Page, &m.memo)
 	clear(m.dirty)
 	m.harvest = 0
 	m.resynced(&s)
@@ -178,7 +178,7 @@ func (m *Machine) resync(data []byte) error {
 		return err
 	}
 	mine := append([]uint64(nil), m.dirty...)
-	head, err := transfer.ApplyDelta(data, resyncHead, m.Memory.Pages(), func(page int, b []byte) {
+	head, err := transfer.ApplyDelta(data, resyncHead, m.Memory.Pages(), &m.memo, func(page int, b []byte) {
 		copy(m.Memory.Page(page), b)
 		mine[page/64] &^= 1 << (page % 64)
 		m.wrote(page)

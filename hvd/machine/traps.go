@@ -40,14 +40,20 @@ func (m *Machine) StoppedAt() int {
 
 // setTraps changes what is counted and how often the dirty log is harvested,
 // from the current position on. It harvests, so that where a set begins to have
-// first writes, both copies have the same pages clean.
+// first writes, both copies have the same pages clean. And it has both forget what
+// resyncs brought, so that whoever reads the log from here on needs nothing of it.
 func (m *Machine) setTraps(set, every uint64) error {
 	if set&^m.can != 0 && set != m.Traps() || every == 0 {
 		return fmt.Errorf("%w: traps %#x each %d ticks, this host can count %#x", lockstep.ErrDiverged, set, every, m.can)
 	}
 	m.cpu.Counters().Set, m.every = set, every
+	m.memo.Forget()
 	return m.reap()
 }
+
+// Remembers says that the log from here on can't be followed without what its last
+// resyncs brought.
+func (m *Machine) Remembers() bool { return !m.memo.Empty() }
 
 // SetTraps is setTraps for a machine that runs alone, without a log.
 func (m *Machine) SetTraps(set uint64) {

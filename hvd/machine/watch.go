@@ -6,6 +6,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/mem"
+	"github.com/duet-ft/duet/hvd/transfer"
 )
 
 // Watch begins to note, beside what resyncs need, which pages are written: for
@@ -57,7 +58,8 @@ func (m *Machine) wrote(page int) {
 var ErrNotHere = errors.New("the machine is inside an instruction")
 
 // Peek is Snapshot for a machine whose execution is logged already: it changes
-// nothing that the other copy wouldn't see change, too. At a position inside an
+// nothing that the other copy wouldn't see change, too. Who follows the log from a
+// snapshot that leaves this process must find that the machine Remembers nothing. At a position inside an
 // instruction (a port or memory access, a time-stamp read, which Snapshot would
 // finish before this position's inputs come) it fails with ErrNotHere.
 func (m *Machine) Peek() (*Snapshot, error) {
@@ -78,7 +80,7 @@ func (m *Machine) Peek() (*Snapshot, error) {
 		return nil, ErrNotHere
 	}
 	if m.logged {
-		s.Logged = &Logged{m.harvest, m.window.At, m.window.from, m.window.pages, m.window.hash}
+		s.Logged = &Logged{m.harvest, m.window.At, m.window.from, m.window.pages, m.window.hash, m.memo.Clone()}
 	}
 	return s, nil
 }
@@ -92,6 +94,8 @@ type Logged struct {
 	From  int    `json:"from"`
 	Pages int    `json:"pages"`
 	Hash  uint64 `json:"hash"`
+
+	memo transfer.Memo // for Return only; see Remembers
 }
 
 // Follow prepares a machine that was just restored for the log behind the
@@ -109,6 +113,7 @@ func (m *Machine) resume(l *Logged) {
 	if l != nil {
 		m.harvest = l.Harvest
 		m.window.At, m.window.from, m.window.pages, m.window.hash = l.At, l.From, l.Pages, l.Hash
+		m.memo = l.memo.Clone()
 	}
 }
 

@@ -106,6 +106,8 @@ func describe(e event.Entry, size int) string {
 		s += fmt.Sprintf("\tnow %d.%09d s", e.Now/1e9, e.Now%1e9)
 	case event.DiskDone:
 		s += fmt.Sprintf("\tdisk %d, request %d, status %d, data %d", e.Disk, e.ID, e.Status, len(e.Data))
+	case event.DiskRef:
+		s += fmt.Sprintf("\tdisk %d, request %d, reference %x", e.Disk, e.ID, e.Data[:min(len(e.Data), 64)])
 	case event.Stop:
 		s += fmt.Sprintf("\tat trap %d", e.Traps)
 	case event.Mark:

@@ -14,6 +14,10 @@ type Counters struct {
 	DivergedLive          int // secondaries that went live where their execution differed
 	Stale                 int // effects that a former primary let go late
 	FencedWrites          int // writes that a reservation refused
+
+	RefReads, DataReads int // reads in the log, by reference and with their data
+	AskedReads          int // references that a secondary couldn't read by itself
+	CutShort            int // logs that ended for a secondary where it couldn't read a reference
 }
 
 // Add adds the counts of another history.

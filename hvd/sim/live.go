@@ -16,6 +16,7 @@ func (p *process) boot(epoch uint64) {
 	p.w.checkBoot(p, epoch)
 	p.guest = newGuest(epoch, clientCount)
 	p.becomeLive()
+	p.tracker.Reset() // run notes what it issues
 	p.run()
 }
 
@@ -36,6 +37,7 @@ func (p *process) becomeLive() {
 	p.replica, p.consuming, p.sealed, p.diverged = nil, false, false, false
 	p.gate.Level = p.w.level
 	p.live = &lockstep.Primary[effect]{Machine: p.guest, Log: lockstep.NewRecorder(p.guest.base())}
+	p.track()
 	p.w.truth.guest = p.guest
 	if p.w.bugs.ackAfterSeal {
 		p.closeStream()
@@ -70,7 +72,7 @@ func (p *process) frame(client int, r record) {
 
 // input records and applies an input, and lets the guest run.
 func (p *process) input(e event.Entry) {
-	if err := p.live.Input(e); err != nil {
+	if err := p.record(e); err != nil {
 		p.w.fail("%v: %v", p, err)
 		return
 	}
@@ -91,9 +93,13 @@ func (p *process) run() {
 			return
 		}
 		for _, r := range p.guest.takeIssued() {
+			p.tracker.Issued(r.tracked())
 			p.submit(r)
 		}
 		for _, e := range effects {
+			if e.kind == write {
+				p.tracker.Issued(request{id: e.id, client: e.client}.tracked())
+			}
 			p.gate.Push(lsn, e)
 		}
 	}
@@ -184,6 +190,7 @@ func (p *process) startSeed(seed pair.Seed) {
 		state := p.guest.clone()
 		s.send(p.host, func(to *process) { to.seedEnds(seed, state.clone()) })
 		p.live.Log = lockstep.NewRecorder(state.base())
+		p.keeper.Reset()
 		p.gate.Rebase()
 		p.streaming = true
 	}
@@ -195,6 +202,7 @@ func (p *process) acknowledged(seed pair.Seed, received, verified uint64) {
 	if p.live == nil || !p.streaming || seed != p.seed {
 		return
 	}
+	p.keeper.Acked(received)
 	p.gate.Ack(received, verified)
 	p.release()
 	p.step(pair.Progress{Received: received, Verified: verified})

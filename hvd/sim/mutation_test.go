@@ -23,9 +23,12 @@ func TestMutations(t *testing.T) {
 		{"fence without abort", bugs{fenceKeepsTasks: true}, "lands"},
 		{"disk requests of a halted guest go on", bugs{keepSession: true}, "lands"},
 		{"swap without compare", bugs{blindSwap: true}, ""},
+		{"a reference although a write to it was released", bugs{refRaced: true}, "isn't what its primary read"},
+		{"a reference while effects leave at once", bugs{refUngated: true}, "other bytes than its primary"},
+		{"log acknowledged without what it refers to", bugs{ackUnheld: true}, "isn't what its primary read"},
 	} {
 		t.Run(m.name, func(t *testing.T) {
-			const most = 3000
+			const most = 10000
 			for seed := uint64(1); seed <= most; seed++ {
 				_, err := Run(seed, Options{bugs: m.bugs})
 				if err == nil || !strings.Contains(err.Error(), m.finds) {

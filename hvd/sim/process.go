@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/hvd/diskref"
+	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/lockstep"
 )
 
@@ -29,6 +31,12 @@ type process struct {
 	live      *lockstep.Primary[effect]
 	stream    *stream // nil: none
 	streaming bool    // live: the log goes to the secondary
+
+	tracker diskref.Tracker
+	keeper  diskref.Keeper
+	holder  diskref.Holder
+	scan    *event.Decoder // a second look at the log, for its references
+	other   bool           // a reference was read that the volume has other bytes for
 
 	replica   *lockstep.Secondary[effect]
 	executing *lockstep.Secondary[effect] // the replica for which a step is arranged
@@ -231,6 +239,7 @@ func (p *process) halt() {
 	}
 	p.guest, p.half, p.live, p.replica = nil, false, nil, nil
 	p.streaming, p.consuming, p.sealed, p.diverged = false, false, false, false
+	p.holder, p.other = diskref.Holder{}, false
 	p.gate = lockstep.Gate[effect]{Level: p.w.level}
 	p.gate.Set(lockstep.Closed)
 	p.mode = pair.GateClosed

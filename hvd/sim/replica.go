@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/hvd/diskref"
+	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/lockstep"
 )
 
@@ -31,6 +33,8 @@ func (p *process) seedEnds(seed pair.Seed, state *guest) {
 	}
 	p.guest, p.half = state, false
 	p.replica = &lockstep.Secondary[effect]{Machine: state, Log: lockstep.NewReplayer(state.base())}
+	p.replica.Log.Resolve = p.resolve
+	p.holder, p.other, p.scan = diskref.Holder{}, false, event.NewDecoder(state.base())
 	p.w.after(p.w.between(0, 30*time.Millisecond), func() {
 		p.do(func() {
 			if p.replica != nil && p.seed == seed {
@@ -51,6 +55,7 @@ func (p *process) receiveLog(seed pair.Seed, lsn uint64, batch []byte) {
 		p.w.fail("%v: %v", p, err)
 		return
 	}
+	p.prefetch(lsn, batch)
 	p.acknowledge()
 	p.execute()
 }
@@ -59,7 +64,7 @@ func (p *process) acknowledge() {
 	if p.stream == nil {
 		return
 	}
-	seed, received, verified := p.seed, p.replica.Log.Received(), p.replica.Verified()
+	seed, received, verified := p.seed, p.held(), p.replica.Verified()
 	p.stream.send(p.host, func(to *process) { to.acknowledged(seed, received, verified) })
 	p.step(pair.Progress{Received: received, Verified: verified})
 }
@@ -100,6 +105,11 @@ func (p *process) executeNow() {
 		}
 	}
 	p.acknowledge()
+	if resolving := p.replica != nil && p.replica.Log.Resolving(); resolving && !p.holder.Stuck() {
+		return // it goes on when the block is read
+	} else if resolving && p.consuming {
+		p.w.count.CutShort++
+	}
 	if p.consuming && p.replica != nil && !p.diverged {
 		p.consuming = false
 		p.step(pair.Consumed{LSN: p.replica.Log.Executed()})

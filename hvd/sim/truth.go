@@ -92,6 +92,10 @@ func (w *World) checkGoLive(p *process) {
 		w.fail("%v goes live with boot %d, the VM is at boot %d", p, g.boot, t.boot)
 		return
 	}
+	if p.other {
+		w.fail("%v goes live and has read other bytes than its primary", p)
+		return
+	}
 	for i, hash := range t.history {
 		if hash != 0 && (i >= len(g.history) || g.history[i] != hash) {
 			w.fail("%v goes live and can't explain effect %d, which has left: it knows %d", p, i+1, len(g.history))

@@ -6,7 +6,7 @@
 // # Place
 //
 // Tests only: Run(seed, Options) plays one history and returns what broke. It
-// imports hvd/event, hvd/lockstep, ftlink/pair and ftlink/arbiter.
+// imports hvd/{event,lockstep,diskref}, ftlink/pair and ftlink/arbiter.
 //
 // # The world
 //
@@ -33,6 +33,8 @@
 //   - the block's epoch grows by one with each change
 //   - no write of a former primary lands once another copy is live
 //   - what goes live was whole
+//   - a secondary reads what its primary read, as long as they are a pair, and
+//     whatever goes live has
 //   - in the end the VM runs protected and serves all clients
 package sim
 
@@ -82,6 +84,9 @@ type bugs struct {
 	fenceKeepsTasks  bool // the fence doesn't abort what is on its way
 	keepSession      bool // a halted guest's disk requests may still take effect
 	blindSwap        bool // COMPARE AND WRITE doesn't compare
+	refRaced         bool // a read is a reference although a write to it was pending
+	refUngated       bool // ... although effects leave at once
+	ackUnheld        bool // the log counts as received without what it refers to
 }
 
 // World is one history.

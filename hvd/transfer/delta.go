@@ -12,11 +12,17 @@
 // Page numbers are of the mapping, in rising order. All integers are varints.
 //
 //	count
-//	count x (page less the page before, the first less -1) << 1, +1 if all
-//	        of the page is zero
+//	count x (page less the page before, the first less -1) << 2 + form
 //	length of the block
 //	block   one zstd frame with its content size: a head of a length that
-//	        both sides know, then the contents of all pages that aren't zero
+//	        both sides know, then the contents of the pages, 4096 bytes each
+//
+//	form 0  the page itself
+//	     1  all of the page is zero; it isn't in the block
+//	     2  the page, each byte XOR that of the page as a Memo remembers it
+//
+// A guest that must be stopped by resyncs loops, and writes the same pages between
+// two of them. What differs in those is little.
 //
 // A resync is made while the guest stands still, so the frame is of zstd's
 // fastest level: 3 ms for a megabyte of programs, three times what S2 takes, for
@@ -60,24 +66,35 @@ var (
 
 var zeroPage [PageSize]byte
 
+// The forms of a page in a delta.
+const (
+	plain = iota
+	zero
+	differs
+	forms
+)
+
 // AppendDelta encodes head and pages, which are in rising order, behind dst.
-// page returns the content of one.
-func AppendDelta(dst, head []byte, pages []int, page func(int) []byte) []byte {
+// page returns the content of one. memo remembers them.
+func AppendDelta(dst, head []byte, pages []int, page func(int) []byte, memo *Memo) []byte {
 	dst = binary.AppendUvarint(dst, uint64(len(pages)))
 	last := -1
 	raw := make([]byte, 0, len(head)+len(pages)*PageSize)
 	raw = append(raw, head...)
 	for _, p := range pages {
 		content := page(p)
-		d := uint64(p-last) << 1
+		form, known := plain, false
 		if [PageSize]byte(content) == zeroPage {
-			d |= 1
+			form = zero
+		} else if raw, known = memo.differs(raw, p, content); known {
+			form = differs
 		} else {
 			raw = append(raw, content...)
 		}
-		dst = binary.AppendUvarint(dst, d)
+		dst = binary.AppendUvarint(dst, uint64(p-last)<<2|uint64(form))
 		last = p
 	}
+	memo.keep(pages, func(i int) []byte { return page(pages[i]) })
 	z := encoder().EncodeAll(raw, nil)
 	dst = binary.AppendUvarint(dst, uint64(len(z)))
 	return append(dst, z...)
@@ -85,23 +102,26 @@ func AppendDelta(dst, head []byte, pages []int, page func(int) []byte) []byte {
 
 // ApplyDelta decodes what AppendDelta wrote: it calls set for each page and
 // returns the head, of headLen bytes, after it has checked everything: a corrupt
-// delta changes nothing. limit is the number of pages that exist.
-func ApplyDelta(b []byte, headLen, limit int, set func(page int, content []byte)) ([]byte, error) {
+// delta changes nothing. limit is the number of pages that exist. memo remembers the
+// same pages as AppendDelta's.
+func ApplyDelta(b []byte, headLen, limit int, memo *Memo, set func(page int, content []byte)) ([]byte, error) {
 	count, b, ok := uvarint(b)
 	if !ok || count > MaxDelta || count > uint64(limit) {
 		return nil, fmt.Errorf("%w: count", ErrDelta)
 	}
-	pages := make([]int, count)
-	zero := make([]bool, count)
+	pages, form := make([]int, count), make([]uint64, count)
 	last, full := -1, 0
 	for i := range pages {
 		var d uint64
-		if d, b, ok = uvarint(b); !ok || d < 2 || d>>1 > uint64(limit-1-last) {
+		if d, b, ok = uvarint(b); !ok || d>>2 == 0 || d>>2 > uint64(limit-1-last) {
 			return nil, fmt.Errorf("%w: page number", ErrDelta)
 		}
-		last += int(d >> 1)
-		pages[i], zero[i] = last, d&1 != 0
-		if !zero[i] {
+		last += int(d >> 2)
+		pages[i], form[i] = last, d&3
+		if form[i] >= forms || form[i] == differs && !memo.has(last) {
+			return nil, fmt.Errorf("%w: form %d of page %#x", ErrDelta, form[i], last)
+		}
+		if form[i] != zero {
 			full++
 		}
 	}
@@ -113,14 +133,21 @@ func ApplyDelta(b []byte, headLen, limit int, set func(page int, content []byte)
 	if err != nil {
 		return nil, err
 	}
-	content := raw[headLen:]
+	left := raw[headLen:]
+	contents := make([][]byte, count)
 	for i, p := range pages {
-		if zero[i] {
-			set(p, zeroPage[:])
+		contents[i] = zeroPage[:]
+		if form[i] == zero {
 			continue
 		}
-		set(p, content[:PageSize])
-		content = content[PageSize:]
+		contents[i], left = left[:PageSize], left[PageSize:]
+		if form[i] == differs {
+			memo.add(p, contents[i])
+		}
+	}
+	memo.keep(pages, func(i int) []byte { return contents[i] })
+	for i, p := range pages {
+		set(p, contents[i])
 	}
 	return raw[:headLen], nil
 }

@@ -20,14 +20,17 @@ import (
 
 // BenchmarkGuest measures what a guest's work costs its host, alone and
 // recorded, in one run on one guest: processor time, exits and log for requests
-// to its Redis, reads of its disk, a tick while it idles, and a program that only
-// computes. The log's reader acknowledges at once, so the link isn't in it.
+// to its Redis, a tick while it idles, a program that only computes, and files that
+// are read from the disk. The log's reader acknowledges at once, so the link isn't
+// in it.
 func BenchmarkGuest(b *testing.B) {
 	sys := duetKVM(b)
 	m := bootDebian(b, sys)
 	defer m.Close()
 	rim := newTestRim(b)
-	e := New(m, rim, tcgConfig())
+	cfg := tcgConfig()
+	cfg.SharedDisks = true
+	e := New(m, rim, cfg)
 	rim.engine = e
 	rim.openNetwork(b)
 	defer rim.close()
@@ -41,11 +44,10 @@ func BenchmarkGuest(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer conn.Close()
-	sh, err := login(ctx, e, rim)
-	if err != nil {
-		b.Fatalf("log in to the guest: %v\nconsole:\n%s", err, rim.tail())
+	guest := &benchGuest{ctx: ctx, e: e, rim: rim, redis: newRedis(conn)}
+	if guest.sh, err = login(ctx, e, rim); err != nil {
+		b.Fatal(err)
 	}
-	guest := &benchGuest{ctx: ctx, e: e, redis: newRedis(conn), sh: sh}
 	b.Run("alone", guest.measure)
 	if err := e.Do(ctx, func(m *machine.Machine) error { return acknowledged(b, e, m) }); err != nil {
 		b.Fatal(err)
@@ -94,9 +96,13 @@ func acknowledged(b *testing.B, e *Engine, m *machine.Machine) error {
 type benchGuest struct {
 	ctx   context.Context
 	e     *Engine
+	rim   *testRim
 	redis *redis
 	sh    func(command string) error
 }
+
+// readFiles has the guest read files that its memory no longer holds.
+const readFiles = "echo 3 > /proc/sys/vm/drop_caches; cat /usr/bin/perl /usr/bin/redis-check-rdb /bin/systemctl"
 
 // compute is a Lua program that Redis runs: as many rounds of SHA-1 as KEYS
 // says. It makes no exit by itself.
@@ -115,6 +121,7 @@ var requests = []struct {
 	{"INCR", "no", []string{"INCR", "counter"}},
 	{"SET-synced", "always", []string{"SET", "bench", "some sixteen bytes"}},
 	{"compute", "no", []string{"EVAL", compute, "1", computeRounds}},
+	{"SET-100KB", "no", []string{"SET", "large", strings.Repeat("0123456789abcdef", 100<<10/16)}},
 }
 
 func (g *benchGuest) measure(b *testing.B) {
@@ -141,6 +148,19 @@ func (g *benchGuest) measure(b *testing.B) {
 		}))
 	}
 	g.read(b)
+	b.Run("read-files", func(b *testing.B) {
+		g.tally(b, func() int { // some are enough
+			const n = 5
+			for range n {
+				if err := g.sh(readFiles); err != nil {
+					b.Fatal(err)
+				}
+			}
+			for b.Loop() {
+			}
+			return n
+		})
+	})
 }
 
 // readsPerLoop makes the exits of the shell and of dd's start disappear among those
@@ -199,12 +219,18 @@ func (g *benchGuest) ask(b *testing.B, args ...string) {
 	}
 }
 
+// enoughReceived is from how many bytes that a piece of work receives on the log is
+// put down to them.
+const enoughReceived = 10 << 10
+
 // tally runs f and reports what the host did meanwhile, for each of the n that
 // f returns.
 func (g *benchGuest) tally(b *testing.B, f func() int) {
 	s := &g.e.Stats
 	guest, all := g.threadTime(b), cpuTime(b, unix.RUSAGE_SELF)
-	exits, log, resync := s.Exits.Load(), s.LogBytes.Load(), s.ResyncBytes.Load()
+	exits, log, resync, resyncs := s.Exits.Load(), s.LogBytes.Load(), s.ResyncBytes.Load(), s.Resyncs.Load()
+	reads, refs, readLog, refLog := s.Reads.Load(), s.ReadRefs.Load(), s.ReadLogBytes.Load(), s.RefLogBytes.Load()
+	received := g.rim.received.Load()
 	n := float64(f())
 	all = cpuTime(b, unix.RUSAGE_SELF) - all
 	resync = s.ResyncBytes.Load() - resync
@@ -213,6 +239,19 @@ func (g *benchGuest) tally(b *testing.B, f func() int) {
 	b.ReportMetric(float64(s.Exits.Load()-exits)/n, "exits/op")
 	b.ReportMetric(float64(s.LogBytes.Load()-log-resync)/n, "log-B/op")
 	b.ReportMetric(float64(resync)/n, "resync-B/op")
+	if resyncs = s.Resyncs.Load() - resyncs; resyncs > 0 {
+		b.ReportMetric(float64(resync)/float64(resyncs), "B/resync")
+	}
+	if reads = s.Reads.Load() - reads; reads > 0 {
+		b.ReportMetric(float64(s.ReadLogBytes.Load()-readLog)/float64(reads), "log-B/read")
+		b.ReportMetric(100*float64(s.ReadRefs.Load()-refs)/float64(reads), "%refs")
+	}
+	if refs = s.ReadRefs.Load() - refs; refs > 0 {
+		b.ReportMetric(float64(s.RefLogBytes.Load()-refLog)/float64(refs), "log-B/ref")
+	}
+	if received = g.rim.received.Load() - received; float64(received)/n > enoughReceived {
+		b.ReportMetric(float64(s.LogBytes.Load()-log-resync)/float64(received), "log-B/received-B")
+	}
 	b.ReportMetric(0, "ns/op") // time that passes says nothing here
 }
 

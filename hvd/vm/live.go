@@ -8,6 +8,7 @@ import (
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/virtio/blk"
 )
 
 // Live runs the machine as the one that does I/O, until ctx ends, the guest
@@ -37,6 +38,7 @@ func (e *Engine) Live(ctx context.Context) error {
 		}
 		e.stopTraps()
 	}
+	e.reads.inFlight(e.m.Board.PendingDisk())
 	e.clock.start(e.m.Clock())
 	if err := e.bell.open(); err != nil {
 		return err
@@ -150,10 +152,11 @@ func (e *Engine) behind() bool {
 // input applies an input, through the log if there is one.
 func (e *Engine) input(in event.Entry) error {
 	in.Pos = e.m.Position()
+	read, steady := e.reads.completed(in)
 	if e.primary != nil {
 		e.Stats.Inputs.Add(1)
 		e.Stats.placed(e.at, in.Kind)
-		if err := e.primary.Input(in); err != nil {
+		if err := e.logInput(in, read, steady); err != nil {
 			return err
 		}
 		return e.effects(e.m.TakeEffects(), e.primary.Log.LSN())
@@ -237,17 +240,31 @@ func (e *Engine) interrupted() error {
 	return nil
 }
 
-// effects sends what the guest did to the gate.
+// effects sends what the guest did to the gate. Reads change nothing and leave at
+// once.
 func (e *Engine) effects(effects []board.Effect, lsn uint64) error {
 	if len(effects) == 0 {
 		return nil
 	}
 	e.gateMu.Lock()
+	gated := false
 	for _, x := range effects {
-		e.gate.Push(lsn, timed{x, time.Now()})
+		e.reads.issued(x)
+		if x.Kind != board.DiskRequest || x.Request.Op != blk.OpRead {
+			e.gate.Push(lsn, timed{x, time.Now()})
+			gated = true
+		}
 	}
 	mode := e.gate.Mode()
 	e.gateMu.Unlock()
+	for _, x := range effects {
+		if x.Kind == board.DiskRequest && x.Request.Op == blk.OpRead {
+			e.rim.Effect(x)
+		}
+	}
+	if !gated {
+		return nil
+	}
 	e.urgent = true
 	if mode == lockstep.Open {
 		return e.release()

@@ -29,6 +29,8 @@ type replica struct {
 	waiting [][]byte // log that came before the state did
 	first   uint64
 	corrupt func([]byte) []byte // of the next batch, or nil
+	source  Source              // what the log refers to; nil: it refers to nothing
+	rim     Rim                 // once it is live; nil: it won't be
 }
 
 // Pages takes memory; Sink.
@@ -69,6 +71,11 @@ func (r *replica) log(lsn uint64, batch []byte) {
 func protect(ctx context.Context, t *testing.T, e *Engine, m *machine.Machine, memory *mem.Memory) (*replica, SeedStats) {
 	t.Helper()
 	r := &replica{m: m, err: make(chan error, 1)}
+	return r, r.protect(ctx, t, e, memory)
+}
+
+func (r *replica) protect(ctx context.Context, t *testing.T, e *Engine, memory *mem.Memory) SeedStats {
+	t.Helper()
 	if err := r.m.Track(); err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +97,14 @@ func protect(ctx context.Context, t *testing.T, e *Engine, m *machine.Machine, m
 		t.Fatal(err)
 	}
 	r.mu.Lock()
-	r.e = New(r.m, discard{}, tcgConfig())
+	rim := r.rim
+	if rim == nil {
+		rim = discard{}
+	}
+	r.e = New(r.m, rim, tcgConfig())
+	if r.source != nil {
+		r.e.Follow(ctx, r.base, r.source)
+	}
 	lsn := r.first
 	for _, b := range r.waiting {
 		if err := r.e.Feed(lsn, b); err != nil {
@@ -115,7 +129,7 @@ func protect(ctx context.Context, t *testing.T, e *Engine, m *machine.Machine, m
 	}); err != nil {
 		t.Fatal(err)
 	}
-	return r, stats
+	return stats
 }
 
 // until waits for a condition; the replica's end is its failure.

@@ -44,6 +44,12 @@ func (e *Engine) Feed(lsn uint64, batch []byte) error {
 	if f.bytes+len(batch) > maxFeed {
 		return ErrBehind
 	}
+	if p := e.prefetch; p != nil {
+		if err := p.scan(lsn, batch); err != nil {
+			return err
+		}
+		p.begin()
+	}
 	f.chunks = append(f.chunks, chunk{lsn, batch})
 	f.bytes += len(batch)
 	f.bell.ring()
@@ -51,7 +57,8 @@ func (e *Engine) Feed(lsn uint64, batch []byte) error {
 }
 
 // Consume says that no more of the log will come: Replay executes what is here
-// and returns.
+// and returns. It ends before the first reference that can't be read here: nothing
+// behind that was acknowledged.
 func (e *Engine) Consume() {
 	e.feed.mu.Lock()
 	e.feed.closed = true
@@ -60,7 +67,8 @@ func (e *Engine) Consume() {
 }
 
 // AskConsumed has f called once, with the LSN, when all of the log that has
-// arrived is executed; more may come. f must not block.
+// arrived is executed, as far as it can be without the primary; more may come. f
+// must not block.
 func (e *Engine) AskConsumed(f func(lsn uint64)) {
 	e.feed.mu.Lock()
 	e.feed.consumed = f
@@ -110,6 +118,10 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 	}
 	defer context.AfterFunc(ctx, e.interrupt)()
 	s := &lockstep.Secondary[board.Effect]{Machine: e.m, Log: lockstep.NewReplayer(base)}
+	if p := e.prefetch; p != nil {
+		s.Log.Resolve = p.resolve
+		defer p.end()
+	}
 	var acked time.Time
 	var told uint64 // the last verified LSN that was acknowledged
 	for ctx.Err() == nil {
@@ -133,12 +145,12 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 		case lockstep.Check:
 			e.Stats.Verified.Store(s.Verified())
 			if time.Since(acked) >= ackEvery {
-				ack(s.Log.Received(), s.Verified())
+				ack(e.Held(s.Log.Received()), s.Verified())
 				acked, told = time.Now(), s.Verified()
 			}
 		case lockstep.Wait:
 			if told != s.Verified() {
-				ack(s.Log.Received(), s.Verified())
+				ack(e.Held(s.Log.Received()), s.Verified())
 				acked, told = time.Now(), s.Verified()
 			}
 			chunks, closed := e.feed.take()
@@ -151,12 +163,14 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 				e.Stats.LSN.Store(s.Log.Received())
 				continue
 			}
-			if closed {
-				return nil
-			}
-			if f := e.feed.asked(); f != nil {
-				f(s.Log.Received())
-				continue
+			if reading := s.Log.Resolving() && !e.prefetch.stuck(); !reading {
+				if closed {
+					return nil
+				}
+				if f := e.feed.asked(); f != nil {
+					f(s.Log.Executed())
+					continue
+				}
 			}
 			e.bell.wait(time.Hour) // the end of ctx rings, too
 		}

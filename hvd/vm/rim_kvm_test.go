@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -29,11 +30,12 @@ type testRim struct {
 	disk   *os.File
 	guest  string // its address
 
-	mu      sync.Mutex
-	overlay map[uint64][]byte // sector -> content
-	console []byte
-	tap     *tap.Tap
-	dhcp    *server4.Server
+	received atomic.Uint64 // bytes of frames
+	mu       sync.Mutex
+	overlay  map[uint64][]byte // sector -> content
+	console  []byte
+	tap      *tap.Tap
+	dhcp     *server4.Server
 }
 
 func newTestRim(t testing.TB) *testRim {
@@ -71,6 +73,7 @@ func (r *testRim) openNetwork(t testing.TB) {
 			if err != nil {
 				return
 			}
+			r.received.Add(uint64(n))
 			in := event.Entry{Kind: event.Frame, Data: append([]byte(nil), buf[:n]...)}
 			if r.arrive != nil {
 				r.arrive(in)

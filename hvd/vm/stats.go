@@ -19,10 +19,13 @@ type Stats struct {
 	AtExit, AtTrap, AtResync, Traps atomic.Uint64
 	byTrap                          [kvm.Kinds]uint64 // AtTrap by kind; the loop's
 	LogBytes                        atomic.Uint64
-	Throttled                       atomic.Uint64 // times the guest was slowed down for its secondary
-	Divergences                     atomic.Uint64 // of this copy
-	Position, Clock                 atomic.Uint64 // counted exits; guest time, ns
-	LSN, Verified                   atomic.Uint64 // primary: written; secondary: received, and verified
+	// Of a primary: completed reads of disks in the log, those of them that are
+	// references, and the bytes of log that all of them and the references take.
+	Reads, ReadRefs, ReadLogBytes, RefLogBytes atomic.Uint64
+	Throttled                                  atomic.Uint64 // times the guest was slowed down for its secondary
+	Divergences                                atomic.Uint64 // of this copy
+	Position, Clock                            atomic.Uint64 // counted exits; guest time, ns
+	LSN, Verified                              atomic.Uint64 // primary: written; secondary: received, and verified
 
 	faults atomic.Pointer[[]string]
 

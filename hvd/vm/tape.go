@@ -133,9 +133,9 @@ func (e *Engine) beginTape(t *tape) error {
 }
 
 // takeWatched takes what was written. Where there is a secondary, it harvests at
-// the same position.
+// the same position, and both forget what resyncs brought.
 func (e *Engine) takeWatched(set []uint64) error {
-	if e.primary != nil && !e.m.Harvested() {
+	if e.primary != nil && (!e.m.Harvested() || e.m.Remembers()) {
 		if err := e.input(event.Entry{Kind: event.Traps, Set: e.m.Traps(), Every: e.m.HarvestEvery()}); err != nil {
 			return err
 		}

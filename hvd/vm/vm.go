@@ -5,8 +5,9 @@
 // # Place
 //
 // hvd/vmproc, the process of a VM, tells an Engine what to do.
-// It imports hvd/{board,event,kvm,lockstep,machine,mem,trapset} and nothing of the
-// link or the volume: those are behind Rim and Config.Log.
+// It imports hvd/{board,diskref,event,kvm,lockstep,machine,mem,trapset,virtio/blk} and
+// nothing of the link or the volume: those are behind Rim, Source, and the functions
+// that take the log.
 //
 // # Threads
 //
@@ -18,6 +19,7 @@
 //	Do      a function to be run at a position, between two runs
 //	Ack     what the secondary acknowledged
 //	Feed    log bytes from the primary
+//	Give    what the primary was asked for
 //
 // A kicker goroutine watches that inputs don't wait longer than the guest may
 // run without an exit: it asks for a stop at a counted trap first, and kicks
@@ -60,7 +62,13 @@ type Config struct {
 	KickAfter  time.Duration // then for a resync; default 5 ms
 	FlushAfter time.Duration // the log waits no longer; default 2 ms
 	MaxLag     time.Duration // the primary slows down beyond; default 100 ms
-	Costs      trapset.Costs // what traps and resyncs take of this host; default a server's
+	// SharedDisks says that whoever reads the log reaches the guest's disks: what
+	// the guest reads goes into the log by reference.
+	SharedDisks bool
+	// ReadPatience is how long a secondary waits for the volume to have what its
+	// log refers to, until it asks its primary; default 50 ms.
+	ReadPatience time.Duration
+	Costs        trapset.Costs // what traps and resyncs take of this host; default a server's
 
 	// Choose says what a primary counts; default the choice of hvd/trapset.
 	Choose func(trapset.Load) (trapset.Choice, bool)
@@ -77,6 +85,7 @@ func (c *Config) defaults() {
 	def(&c.KickAfter, 5*time.Millisecond)
 	def(&c.FlushAfter, 2*time.Millisecond)
 	def(&c.MaxLag, 100*time.Millisecond)
+	def(&c.ReadPatience, 50*time.Millisecond)
 	def(&c.Costs.Trap, 2*time.Microsecond)
 	def(&c.Costs.Resync, 500*time.Microsecond)
 	def(&c.Costs.KB, 10*time.Microsecond)
@@ -117,12 +126,14 @@ type Engine struct {
 	lag       lagMeter
 	wanting   atomic.Bool // the loop waits for an acknowledgement
 	tape      *tape       // a recording, or nil
+	reads     reads
 	seeding   bool
 	ended     chan error // the guest's own end, once it was let out
 
 	// Of a secondary.
-	feed  feed
-	since uint64 // position of the last fingerprint found equal
+	feed     feed
+	prefetch *prefetch // what the log refers to; nil: it refers to nothing
+	since    uint64    // position of the last fingerprint found equal
 
 	Stats Stats
 }

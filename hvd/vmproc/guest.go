@@ -71,13 +71,13 @@ func (p *Process) newGuest(ctx context.Context, memory *mem.Memory) (*guest, err
 // engineConfig slows the clockwork down where the host itself is emulated:
 // every exit costs some twenty times more there.
 func (p *Process) engineConfig() vm.Config {
-	c := vm.Config{Level: lockstep.Verified}
+	c := vm.Config{Level: lockstep.Verified, SharedDisks: true}
 	if p.def.Output == volume.OutputReceived {
 		c.Level = lockstep.Received
 	}
 	if vcpu.UnderTCG() {
 		c.Window, c.StopAfter, c.KickAfter = 2*time.Millisecond, 4*time.Millisecond, 50*time.Millisecond
-		c.MaxLag = time.Second
+		c.MaxLag, c.ReadPatience = time.Second, 2*time.Second
 		c.Costs = trapset.Costs{Trap: 20 * time.Microsecond, Resync: 5 * time.Millisecond, KB: 50 * time.Microsecond}
 	}
 	return c

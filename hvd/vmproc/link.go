@@ -9,7 +9,6 @@ import (
 	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/ftlink/session"
 	"github.com/duet-ft/duet/ftlink/wire"
-	"github.com/duet-ft/duet/hvd/lockstep"
 )
 
 // handler is the process as the link sees it.
@@ -121,6 +120,8 @@ func (p *Process) frame(c *session.Conn, f wire.Frame) error {
 			return fmt.Errorf("%w: pages that nobody asked for", wire.ErrFrame)
 		}
 		return offer.take(f.Payload)
+	case wire.TypeWant:
+		return p.giveBlocks(c, f.Payload)
 	}
 	if in == nil {
 		return nil // of a transfer that was given up here
@@ -134,6 +135,8 @@ func (p *Process) frame(c *session.Conn, f wire.Frame) error {
 		return p.finishSeed(c, in)
 	case wire.TypeLog:
 		return p.takeLog(c, in, f)
+	case wire.TypeBlocks:
+		return in.blocks(f.Payload)
 	}
 	return nil
 }
@@ -153,8 +156,8 @@ func (p *Process) acknowledged(received, verified uint64) error {
 	return nil
 }
 
-// takeLog hands the log to the engine. At level received, that it is here is
-// what the primary waits for.
+// takeLog hands the log to the engine. At level received, that it is here, with
+// what it refers to, is what the primary waits for.
 func (p *Process) takeLog(c *session.Conn, in *incoming, f wire.Frame) error {
 	lsn, log, err := wire.ParseLog(f, nil)
 	if err != nil {
@@ -171,9 +174,5 @@ func (p *Process) takeLog(c *session.Conn, in *incoming, f wire.Frame) error {
 		p.post(pair.Faulted{Fault: pair.Crashed})
 		return err
 	}
-	if p.engineConfig().Level == lockstep.Received {
-		in.received.Store(lsn + uint64(len(log)))
-		return in.ack(p, c)
-	}
-	return nil
+	return in.holds(c, g.engine.Held(lsn+uint64(len(log))))
 }

@@ -42,6 +42,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/duet-ft/duet/ftlink/arbiter"
@@ -126,6 +127,8 @@ type Process struct {
 	refused  refusal
 	seeded   *api.Seed
 	diverged uint64 // divergences that secondaries of this copy reported
+
+	given atomic.Uint64 // reads whose data a secondary asked for
 }
 
 // Main runs the process until ctx ends or the copy's life does.

@@ -296,6 +296,7 @@ func (p *Process) finishSeed(c *session.Conn, in *incoming) error {
 	g.engine = vm.New(g.m, g.rim, p.engineConfig())
 	g.rim.engine = g.engine
 	g.accessed = s.Accessed
+	g.engine.Follow(g.ctx, s.Base, source{p, in, c})
 	in.whole = true
 	p.later <- func(ctx context.Context) {
 		if in.dropped.Load() || p.guest != nil {
@@ -308,14 +309,18 @@ func (p *Process) finishSeed(c *session.Conn, in *incoming) error {
 		p.mu.Unlock()
 		p.follow(g, s.Base, func(received, verified uint64) {
 			in.verified.Store(verified)
-			if in.received.Load() < received {
-				in.received.Store(received)
-			}
+			in.receivedUpTo(received)
 			_ = in.ack(p, c) // a stream that broke shows as Down
 		})
 		p.step(ctx, pair.Seeded{Seed: in.seed})
 	}
 	return nil
+}
+
+// receivedUpTo notes how far the log is held.
+func (in *incoming) receivedUpTo(lsn uint64) {
+	for was := in.received.Load(); was < lsn && !in.received.CompareAndSwap(was, lsn); was = in.received.Load() {
+	}
 }
 
 // ack tells the primary how far this copy is.

@@ -146,6 +146,8 @@ func (p *Process) status() api.VM {
 		AtExit: x.AtExit.Load(), AtTrap: x.AtTrap.Load(), AtResync: x.AtResync.Load(), Traps: strings.Join(vm.TrapNames(x.Traps.Load()), ","),
 		Throttled: x.Throttled.Load(), Divergences: x.Divergences.Load() + p.diverged,
 		DiskReads: g.rim.reads.Load(), DiskWrites: g.rim.writes.Load(),
+		LoggedReads: x.Reads.Load(), ReadLogBytes: x.ReadLogBytes.Load(),
+		ReadRefs: x.ReadRefs.Load(), RefLogBytes: x.RefLogBytes.Load(), RefsAsked: p.given.Load(),
 		FramesIn: g.rim.framesIn.Load(), FramesOut: g.rim.framesOut.Load(),
 		DelayMedianMS: ms(median), DelayP99MS: ms(p99),
 	}

@@ -84,7 +84,27 @@ func table(rows []row, unit string) string {
 		fmt.Fprintf(w, "%.2f\t%.1f\t%.0f\t\n", r.recorded["exits/op"], r.recorded["log-B/op"], r.recorded["resync-B/op"])
 	}
 	_ = w.Flush() // to memory
+	for _, r := range rows {
+		for _, f := range sizes {
+			if v, ok := r.recorded[f.unit]; ok {
+				fmt.Fprintf(&b, "%s: %.*f %s\n", r.name, f.digits, v, f.means)
+			}
+		}
+	}
 	return b.String()
+}
+
+// sizes are figures that only some rows have.
+var sizes = []struct {
+	unit   string
+	digits int
+	means  string
+}{
+	{"log-B/read", 1, "bytes of log a read of the disk"},
+	{"%refs", 0, "% of these reads by reference"},
+	{"log-B/ref", 1, "bytes of log a reference"},
+	{"log-B/received-B", 3, "bytes of log a byte received"},
+	{"B/resync", 0, "bytes a resync"},
 }
 
 // ratio is a/b for people.

@@ -11,7 +11,7 @@ const printed = `goos: linux
 exits of GET: halt 1.00, memory 0xfee000b0 1.00
 BenchmarkGuest/alone/GET         	     100	    200000 cpu-ns/op	         4.000 exits/op	    100000 guest-ns/op	         0 log-B/op	         0 resync-B/op
 BenchmarkGuest/alone/gone        	     100	    200000 cpu-ns/op
-BenchmarkGuest/recorded/GET      	     100	    250000 cpu-ns/op	         4.250 exits/op	    110000 guest-ns/op	        90.50 log-B/op	         0 resync-B/op
+BenchmarkGuest/recorded/GET      	     100	    250000 cpu-ns/op	         4.250 exits/op	    110000 guest-ns/op	        90.50 log-B/op	         0 resync-B/op	        41.50 log-B/read	     99 %refs	    1.0125 log-B/received-B
 BenchmarkGuest/recorded/new      	     100	    250000 cpu-ns/op
 BenchmarkExit/kvm                	    1000	      9000 ns/op
 Benchmark nonsense
@@ -29,8 +29,15 @@ func TestCompare(t *testing.T) {
 	}
 	var fields []string
 	for line := range strings.Lines(table(rows, "instructions")) {
-		if strings.Contains(line, "GET") {
+		if strings.Contains(line, "GET ") {
 			fields = strings.Fields(line)
+		}
+	}
+	for _, line := range []string{
+		"GET: 41.5 bytes of log a read of the disk\n", "GET: 99 % of these reads by reference\n", "GET: 1.012 bytes of log a byte received\n",
+	} {
+		if shown := table(rows, "instructions"); !strings.Contains(shown, line) {
+			t.Errorf("no %q in:\n%s", line, shown)
 		}
 	}
 	want := []string{"GET", "200000", "250000", "1.25", "100000", "110000", "1.10", "4.25", "90.5", "0"}

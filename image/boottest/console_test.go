@@ -24,6 +24,38 @@ func (p *trial) logIn(t *testing.T) {
 	}
 }
 
+// readFiles has the guest read files from its disk. Its secondary, which reads the
+// same from the volume, has to come to the same state.
+func (p *trial) readFiles(t *testing.T) {
+	before, err := p.look(p.protected(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := p.console(t)
+	defer conn.Close()
+	p.typeAt(t, conn, "echo 3 > /proc/sys/vm/drop_caches; cat /usr/bin/perl /usr/bin/redis-check-rdb | wc -c; echo r$((5*5))d\r", "r25d")
+	after, err := p.look(p.protected(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Epoch != before.Epoch {
+		t.Fatalf("the pair changed meanwhile: epoch %d, then %d", before.Epoch, after.Epoch)
+	}
+	b, a := before.Counters, after.Counters
+	reads, refs, asked := a.LoggedReads-b.LoggedReads, a.ReadRefs-b.ReadRefs, a.RefsAsked-b.RefsAsked
+	if refs == 0 {
+		t.Fatalf("of %d reads in the log, none is by reference", reads)
+	}
+	size := float64(a.RefLogBytes-b.RefLogBytes) / float64(refs)
+	t.Logf("%d reads in the log, %d of them by reference of %.1f bytes, for %d the secondary had to ask", reads, refs, size, asked)
+	if size > 64 {
+		t.Error("a reference takes more than 64 bytes of log")
+	}
+	if asked > refs/2 {
+		t.Error("the secondary reads little by itself")
+	}
+}
+
 // stillLoggedIn goes on typing in the same shell, which a secondary has gone live with since.
 func (p *trial) stillLoggedIn(t *testing.T) {
 	conn := p.console(t)

@@ -51,6 +51,7 @@ func TestPair(t *testing.T) {
 		{"cable pulled in lockstep", p.pullInLockstep},
 		{"cable pulled while seeding", p.pullWhileSeeding},
 		{"console", p.logIn},
+		{"reads", p.readFiles},
 		{"primary killed", p.killPrimary},
 		{"console after the takeover", p.stillLoggedIn},
 		{"end", p.end},

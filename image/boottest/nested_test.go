@@ -46,6 +46,7 @@ func TestInHost(t *testing.T) {
 		{pkg: "hvd/vm", run: "TestRecordReplay$", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplayOfChangingSets", guest: true},
 		{pkg: "hvd/vm", run: "TestFlips", tags: "faultinject"},
+		{pkg: "hvd/vm", run: "TestReferences"},
 		{pkg: "hvd/vm", run: "TestAccessedBits", guest: true},
 	} {
 		t.Run(c.pkg+" "+c.run, func(t *testing.T) {

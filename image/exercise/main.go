@@ -1,6 +1,6 @@
 // Command exercise is process 1 of a small guest that keeps every part of a
-// machine a little busy: memory, page cache, processes, the FPU, clocks and the
-// console. Tests that look for the smallest difference between two copies of a
+// machine a little busy: memory, page cache, processes, the FPU, clocks, the
+// console, and its disk if it has one. Tests that look for the smallest difference between two copies of a
 // guest run it, because it boots in a moment and never idles for long.
 //
 // # Place
@@ -43,6 +43,9 @@ func main() {
 		if err := unix.Mount(m.kind, m.at, m.kind, 0, ""); err != nil {
 			fail(err)
 		}
+	}
+	if err := exerciseDisk(); err != nil {
+		fail(err)
 	}
 	sum := "begin"
 	for n := 1; ; n++ {
