@@ -10,12 +10,12 @@
 // # Positions
 //
 // A position is the number of counted exits since the VM was made. An entry
-// at position n is applied after exit n and before the guest runs on. Two
+// at position n is applied after exit n and before the guest runs on. Three
 // kinds make an exit of their own, in the middle of the guest's run from exit
-// n to the next: Stop and Resync. They carry position n; what they made is
-// exit n+1.
+// n to the next: Stop, Point and Resync. They carry position n; what they made
+// is exit n+1.
 //
-// # Layout, version 3
+// # Layout, version 4
 //
 // A log is a sequence of entries without padding. Integers are unsigned
 // LEB128 varints unless said otherwise.
@@ -42,6 +42,8 @@
 //	13 Jump       now less the last now (ns)
 //	14 Traps      set, ticks between two harvests
 //	16 Digest     length, bytes (what hvd/machine compares beside exits)
+//	17 Point      conditional branches since exit n; RIP, u64 little endian;
+//	              RCX; a hash of the registers, u64 little endian (hvd/locate)
 //
 // The codec is relative to the last entry, so both ends start from the same
 // Base: the position, now and traps of the state transfer that the log
@@ -55,7 +57,7 @@ import (
 )
 
 // Version is the version of the layout above.
-const Version = 3
+const Version = 4
 
 // MaxData bounds the bytes that one entry carries.
 const MaxData = 320 << 20
@@ -84,6 +86,7 @@ const (
 // The rare kinds, whose tag is a byte longer.
 const (
 	Digest Kind = 16 + iota // Data is a digest of the state at Pos, to be compared
+	Point                   // the guest was stopped after Count branches, at RIP
 	// Kinds is above every kind.
 	Kinds
 )
@@ -94,7 +97,7 @@ const extended = 16
 var names = [Kinds]string{
 	Time: "time", Deadline: "deadline", Frame: "frame", DiskDone: "disk-done", Vsock: "vsock",
 	VsockReset: "vsock-reset", Console: "console", Power: "power", Stop: "stop", Resync: "resync",
-	Mark: "mark", Live: "live", Jump: "jump", Traps: "traps", Digest: "digest",
+	Mark: "mark", Live: "live", Jump: "jump", Traps: "traps", Digest: "digest", Point: "point",
 }
 
 // String is the kind's name.
@@ -117,6 +120,10 @@ type Entry struct {
 	Hash   uint32 // Mark: low half of the fingerprint
 	Set    uint64 // Traps: flags of hvd/kvm's Counted
 	Every  uint64 // Traps: timer deadlines between two harvests of the dirty log
+	Count  uint64 // Point: conditional branches since Pos
+	RIP    uint64 // Point: where the guest is
+	RCX    uint64 // Point
+	Regs   uint64 // Point: a hash of the registers
 	Data   []byte
 }
 
@@ -177,6 +184,11 @@ func (c *Encoder) Append(dst []byte, e Entry) []byte {
 	case Traps:
 		dst = binary.AppendUvarint(dst, e.Set)
 		dst = binary.AppendUvarint(dst, e.Every)
+	case Point:
+		dst = binary.AppendUvarint(dst, e.Count)
+		dst = binary.LittleEndian.AppendUint64(dst, e.RIP)
+		dst = binary.AppendUvarint(dst, e.RCX)
+		dst = binary.LittleEndian.AppendUint64(dst, e.Regs)
 	}
 	return dst
 }
@@ -231,6 +243,8 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		e.ID = r.uvarint()
 	case Traps:
 		e.Set, e.Every = r.uvarint(), r.uvarint()
+	case Point:
+		e.Count, e.RIP, e.RCX, e.Regs = r.uvarint(), r.uint64(), r.uvarint(), r.uint64()
 	case Deadline, VsockReset, Power:
 	default:
 		r.bad = !r.short
@@ -273,6 +287,13 @@ func (r *reader) take(n int) []byte {
 func (r *reader) byte() byte {
 	if v := r.take(1); v != nil {
 		return v[0]
+	}
+	return 0
+}
+
+func (r *reader) uint64() uint64 {
+	if v := r.take(8); v != nil {
+		return binary.LittleEndian.Uint64(v)
 	}
 	return 0
 }
