@@ -112,7 +112,12 @@ type Machine struct {
 	cycle   time.Duration // sweepCycle
 	compare time.Duration // digestEvery
 	idt     *handlers     // for Step
-	watched []uint64      // pages written since the last TakeWatched; nil: nobody asks
+	points  points
+	// Of the run from the last exit to here: the conditional branches, if all of it
+	// was made by Step (stepped).
+	branches uint64
+	stepped  bool
+	watched  []uint64 // pages written since the last TakeWatched; nil: nobody asks
 
 	// Trace, if set, is told of each counted exit, after it was answered.
 	Trace func(Step)
@@ -394,6 +399,8 @@ func (m *Machine) Apply(e event.Entry) error {
 		m.Board.PowerButton()
 	case event.Resync:
 		return m.resync(e.Data)
+	case event.Point:
+		return m.seek(e)
 	case event.Traps:
 		return m.setTraps(e.Set, e.Every)
 	case event.Digest:
