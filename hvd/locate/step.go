@@ -17,7 +17,7 @@ import (
 //
 // The trap flag shows in what PUSHF, SYSCALL, interrupts and faults store, so a
 // Stepper that steps by itself is for code without them: for tests, and as the
-// oracle of a Counter. By, if set, steps without a trace.
+// oracle of a Counter. Driven by hvd/machine's steps, it is for any code.
 type Stepper struct {
 	cpu *vcpu.CPU
 	mem *mem.Memory

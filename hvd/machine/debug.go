@@ -50,7 +50,7 @@ const withErrorCode = 1<<8 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<17 | 1<<
 // patches are breakpoints for one run.
 type patches struct {
 	m       *Machine
-	at      []uint64 // guest physical
+	at      [][]byte // a byte each, of the guest's memory
 	were    []byte
 	virtual map[uint64]bool
 	h       *handlers // these have one, too; or nil
@@ -68,28 +68,27 @@ func (p *patches) put(virtual, physical uint64) {
 		op = int3
 	}
 	p.virtual[virtual] = true
-	p.write(physical, op)
+	if b, err := p.m.Memory.View(physical, 1); err == nil {
+		p.write(b, op)
+	}
 }
 
 // putHandlers places one at each handler, which the kernel executes, but for that
 // at the address from: else it would never get off.
 func (p *patches) putHandlers(h *handlers, from uint64) {
 	p.h = h
-	own := h.physical[from]
-	for _, at := range h.places {
-		if at != own {
-			p.write(at, hlt)
+	own := h.place[from]
+	p.at, p.were = make([][]byte, 0, len(h.place)), make([]byte, 0, len(h.place))
+	for _, b := range h.places {
+		if own == nil || &b[0] != &own[0] {
+			p.write(b, hlt)
 		}
 	}
 }
 
-func (p *patches) write(physical uint64, op byte) {
-	b, err := p.m.Memory.View(physical, 1)
-	if err != nil {
-		return
-	}
+func (p *patches) write(b []byte, op byte) {
 	if b[0] != op {
-		p.at, p.were = append(p.at, physical), append(p.were, b[0])
+		p.at, p.were = append(p.at, b), append(p.were, b[0])
 		b[0] = op
 	}
 }
@@ -97,7 +96,7 @@ func (p *patches) write(physical uint64, op byte) {
 // remove puts back what was there, but where the guest has written meanwhile.
 func (p *patches) remove() {
 	for i := len(p.at) - 1; i >= 0; i-- {
-		if b, err := p.m.Memory.View(p.at[i], 1); err == nil && (b[0] == hlt || b[0] == int3) {
+		if b := p.at[i]; b[0] == hlt || b[0] == int3 {
 			b[0] = p.were[i]
 		}
 	}
@@ -122,10 +121,10 @@ func (p *patches) arrived() (bool, error) {
 
 // handlers are the addresses of the guest's exception and interrupt handlers.
 type handlers struct {
-	base     uint64
-	vector   map[uint64]int    // by virtual address
-	physical map[uint64]uint64 // by virtual address
-	places   []uint64          // the values of physical
+	base   uint64
+	vector map[uint64]int    // by virtual address
+	place  map[uint64][]byte // by virtual address: its first byte, in the guest's memory
+	places [][]byte          // the values of place
 }
 
 // at says of which exception or interrupt the handler there is.
@@ -138,18 +137,14 @@ func (h *handlers) at(virtual uint64) (vector int, ok bool) {
 }
 
 // handlersOf reads the guest's IDT. A guest whose IDT can't be read has none.
-func (m *Machine) handlersOf() (*handlers, error) {
-	var s kvm.Sregs
-	if err := m.cpu.System(&s); err != nil {
-		return nil, err
+func (m *Machine) handlersOf(s *kvm.Sregs) *handlers {
+	if h := m.idt; h != nil && h.base == s.IDT.Base && len(h.places) > 0 {
+		return h
 	}
-	if h := m.idt; h != nil && h.base == s.IDT.Base && len(h.physical) > 0 {
-		return h, nil
-	}
-	h := &handlers{base: s.IDT.Base, vector: map[uint64]int{}, physical: map[uint64]uint64{}}
+	h := &handlers{base: s.IDT.Base, vector: map[uint64]int{}, place: map[uint64][]byte{}}
 	m.idt = h
 	if s.EFER&longModeActive == 0 {
-		return h, nil
+		return h
 	}
 	for v := 0; v < 256 && v*idtEntry+idtEntry-1 <= int(s.IDT.Limit); v++ {
 		var e [idtEntry]byte
@@ -158,15 +153,18 @@ func (m *Machine) handlersOf() (*handlers, error) {
 		}
 		addr := uint64(binary.LittleEndian.Uint16(e[0:])) | uint64(binary.LittleEndian.Uint16(e[6:]))<<16 |
 			uint64(binary.LittleEndian.Uint32(e[8:]))<<32
-		if at, ok := m.cpu.Translate(addr); ok {
-			if _, twice := h.vector[addr]; !twice {
-				h.places = append(h.places, at)
+		at, ok := m.cpu.Translate(addr)
+		if !ok {
+			continue
+		}
+		if b, err := m.Memory.View(at, 1); err == nil {
+			if h.place[addr] == nil {
+				h.places = append(h.places, b)
 			}
-			h.vector[addr] = v
-			h.physical[addr] = at
+			h.vector[addr], h.place[addr] = v, b
 		}
 	}
-	return h, nil
+	return h
 }
 
 // ReadVirtual fills b from the guest's memory at a virtual address, by the page
@@ -213,14 +211,11 @@ func (m *Machine) Step(stop uint64) (Debugged, lockstep.Exit, error) {
 	if err != nil {
 		return Exited, lockstep.Exit{}, err
 	}
-	h, err := m.handlersOf()
-	if err != nil {
+	var s kvm.Sregs
+	if err := m.cpu.System(&s); err != nil {
 		return Exited, lockstep.Exit{}, err
 	}
-	i, err := m.instruction()
-	if err != nil {
-		return Exited, lockstep.Exit{}, err
-	}
+	h, i := m.handlersOf(&s), m.instruction(&s)
 	p := m.newPatches()
 	p.putHandlers(h, i.regs.RIP)
 	step := !delivers || len(h.places) == 0

@@ -18,14 +18,8 @@ type instruction struct {
 }
 
 // instruction is the one at RIP.
-func (m *Machine) instruction() (i instruction, err error) {
-	if err := m.cpu.General(&i.regs); err != nil {
-		return i, err
-	}
-	if i.long, _, err = m.cpu.Mode(); err != nil {
-		return i, err
-	}
-	i.code = make([]byte, maxSize)
+func (m *Machine) instruction(s *kvm.Sregs) instruction {
+	i := instruction{regs: *m.cpu.Regs(), long: s.CS.L != 0, code: make([]byte, maxSize)}
 	n := min(maxSize, int(mem.PageSize-i.regs.RIP%mem.PageSize))
 	switch {
 	case m.ReadVirtual(i.regs.RIP, i.code[:n]) != nil:
@@ -34,7 +28,7 @@ func (m *Machine) instruction() (i instruction, err error) {
 		i.code = i.code[:n]
 	}
 	i.tf = m.setsTF(&i)
-	return i, nil
+	return i
 }
 
 func (i *instruction) branch() bool { return locate.IsBranch(i.code, i.long) }
@@ -115,10 +109,7 @@ func (m *Machine) setsTF(i *instruction) bool {
 // forgetTF puts right what a step over i did to the trap flag, and has stored of
 // it. handler says that i raised an exception, at whose handler the guest is now.
 func (m *Machine) forgetTF(handler bool, i instruction, h *handlers) error {
-	var r kvm.Regs
-	if err := m.cpu.General(&r); err != nil {
-		return err
-	}
+	r := *m.cpu.Regs()
 	at := r.RSP + 1
 	if handler {
 		at += rflagsAt

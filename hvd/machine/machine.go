@@ -174,6 +174,9 @@ func New(sys *kvm.System, cfg Config) (_ *Machine, err error) {
 // Close frees everything; the machine must not run.
 func (m *Machine) Close() error {
 	var errs []error
+	if m.points.events != nil {
+		errs = append(errs, m.points.events.Close())
+	}
 	if m.cpu != nil {
 		errs = append(errs, m.cpu.Close())
 	}

@@ -7,14 +7,16 @@ import "github.com/duet-ft/duet/hvd/kvm"
 // instruction makes a counted exit. What is stepped isn't interrupted by a Kick.
 // A guest that single-steps itself gets its own trap at the next entry.
 func (c *CPU) Debug(step bool) (err error) {
-	if err := c.Breakpoints(true); err != nil {
-		return err
-	}
-	defer func() {
-		if e := c.Breakpoints(false); err == nil {
-			err = e
+	if !c.tcg { // there, INT3 makes no exit
+		if err := c.Breakpoints(true); err != nil {
+			return err
 		}
-	}()
+		defer func() {
+			if e := c.Breakpoints(false); err == nil {
+				err = e
+			}
+		}()
+	}
 	if !step {
 		return c.Enter()
 	}
