@@ -108,6 +108,8 @@ func describe(e event.Entry, size int) string {
 		s += fmt.Sprintf("\tdisk %d, request %d, status %d, data %d", e.Disk, e.ID, e.Status, len(e.Data))
 	case event.Stop:
 		s += fmt.Sprintf("\tat trap %d", e.Traps)
+	case event.Point:
+		s += fmt.Sprintf("\tafter %d branches, at %#x", e.Count, e.RIP)
 	case event.Mark:
 		s += fmt.Sprintf("\tfingerprint %08x", e.Hash)
 	case event.Live:

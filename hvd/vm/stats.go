@@ -16,13 +16,14 @@ type Stats struct {
 	Resyncs, ResyncBytes atomic.Uint64
 	// Of a primary: logged inputs by what the guest had come to when they were
 	// applied, and the set of traps in force (flags of kvm.Counted).
-	AtExit, AtTrap, AtResync, Traps atomic.Uint64
-	byTrap                          [kvm.Kinds]uint64 // AtTrap by kind; the loop's
-	LogBytes                        atomic.Uint64
-	Throttled                       atomic.Uint64 // times the guest was slowed down for its secondary
-	Divergences                     atomic.Uint64 // of this copy
-	Position, Clock                 atomic.Uint64 // counted exits; guest time, ns
-	LSN, Verified                   atomic.Uint64 // primary: written; secondary: received, and verified
+	AtExit, AtTrap, AtPoint, AtResync, Traps atomic.Uint64
+	Points                                   atomic.Uint64     // of a primary: kicks that ended at a point
+	byTrap                                   [kvm.Kinds]uint64 // AtTrap by kind; the loop's
+	LogBytes                                 atomic.Uint64
+	Throttled                                atomic.Uint64 // times the guest was slowed down for its secondary
+	Divergences                              atomic.Uint64 // of this copy
+	Position, Clock                          atomic.Uint64 // counted exits; guest time, ns
+	LSN, Verified                            atomic.Uint64 // primary: written; secondary: received, and verified
 
 	faults atomic.Pointer[[]string]
 

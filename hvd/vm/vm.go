@@ -5,7 +5,7 @@
 // # Place
 //
 // hvd/vmproc, the process of a VM, tells an Engine what to do.
-// It imports hvd/{board,event,kvm,lockstep,machine,mem,trapset} and nothing of the
+// It imports hvd/{board,event,kvm,locate,lockstep,machine,mem,trapset} and nothing of the
 // link or the volume: those are behind Rim and Config.Log.
 //
 // # Threads
@@ -21,7 +21,8 @@
 //
 // A kicker goroutine watches that inputs don't wait longer than the guest may
 // run without an exit: it asks for a stop at a counted trap first, and kicks
-// the CPU later.
+// the CPU later. The kick ends at a point of hvd/locate where both hosts find
+// such, else in a resync.
 //
 // # The loop of a live machine
 //
@@ -41,6 +42,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/trapset"
@@ -61,6 +63,10 @@ type Config struct {
 	FlushAfter time.Duration // the log waits no longer; default 2 ms
 	MaxLag     time.Duration // the primary slows down beyond; default 100 ms
 	Costs      trapset.Costs // what traps and resyncs take of this host; default a server's
+
+	// Locator is how this host finds points between two exits; by default it
+	// doesn't. A log has points only if its reader finds them, too.
+	Locator locate.Locator
 
 	// Choose says what a primary counts; default the choice of hvd/trapset.
 	Choose func(trapset.Load) (trapset.Choice, bool)
@@ -118,6 +124,7 @@ type Engine struct {
 	wanting   atomic.Bool // the loop waits for an acknowledgement
 	tape      *tape       // a recording, or nil
 	seeding   bool
+	blind     bool       // the log's reader can't find points
 	ended     chan error // the guest's own end, once it was let out
 
 	// Of a secondary.
