@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 parts := appliance ftlink hvd image
 
-.PHONY: help test check pure nested packages demo bench sim soak kernel image fmt
+.PHONY: help test check pure nested packages demo bench sim soak torture kernel image fmt
 .NOTPARALLEL: # two emulated hosts on one core would run into their time limits
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo 'make demo [SEED=n] [KEEP=1]   a pair in QEMU whose hosts are killed under load'
 	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n plays one, with a trace'
 	@echo 'make soak [RUNS=n] [SEED=s]   record and replay unmodified guests at work until something differs'
+	@echo 'make torture          inputs at every exit, trap and instruction of a small guest, replayed (an hour)'
 	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions'
 	@echo 'make image [OUT=FILE] the disk image of a host'
 	@echo 'make kernel           rebuild image/kernel/vmlinuz'
@@ -44,6 +45,9 @@ sim:
 
 soak:
 	go run ./image/soak $(if $(RUNS),-runs $(RUNS)) $(if $(SEED),-seed $(SEED))
+
+torture:
+	DUET_TEST_ARGS=-torture.full go test -count=1 -timeout 24h -v -run TestInHost/hvd/torture ./image/boottest
 
 bench:
 	go test -run '^$$' -bench . -benchmem ./hvd/event ./ftlink/session ./ftlink/wire ./hvd/iscsi

@@ -84,6 +84,7 @@ func runVM(ctx context.Context, args []string) error {
 	f.SetOutput(io.Discard) // the error says it
 	f.StringVar(&o.HostConfig, "config", hostcfg.DefaultPath, "host.json")
 	f.StringVar(&o.KeyFile, "key", hostkey.DefaultPath, "the host's key")
+	f.StringVar(&o.Locator, "locator", "auto", "how the guest is stopped between two exits: auto, pmu, step or none")
 	f.StringVar(&o.RunDir, "run", "", "the VM's directory for sockets")
 	if err := f.Parse(args); err != nil {
 		return fmt.Errorf("%w: %w", volumecmd.ErrUsage, err)

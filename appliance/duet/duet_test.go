@@ -51,7 +51,8 @@ func (h *host) VMs(context.Context) ([]api.VM, error) {
 
 func (h *host) VM(context.Context, string) (api.VM, error) {
 	return api.VM{
-		Name: "db", Role: "alone", ClockNS: 1500e6, LinkMS: 0.4, EchoMS: 1.5, Counters: api.Counters{Exits: 12, Ticks: 5},
+		Name: "db", Role: "alone", ClockNS: 1500e6, LinkMS: 0.4, EchoMS: 1.5, Counters: api.Counters{Exits: 12, Ticks: 5, AtExit: 6, AtPoint: 2},
+		Locator: "pmu", LocatorWhy: "the counters of this Zen passed the self-test",
 		Seed:     &api.Seed{Pages: 7, PauseMS: 2.5},
 		Failover: &api.Failover{At: time.Unix(0, 0), Cause: "peer is silent", LiveMS: 250},
 	}, nil

@@ -43,13 +43,17 @@ func showHost(ctx context.Context, e env) error {
 		if key, err := hex.DecodeString(h.Key); err == nil && len(key) == ed25519.PublicKeySize {
 			row(w, "fingerprint", "%s", api.Fingerprint(key))
 		}
-		locator := h.Locator
-		if h.LocatorWhy != "" {
-			locator += " (" + h.LocatorWhy + ")"
-		}
-		row(w, "locator", "%s", locator)
+		row(w, "locator", "%s", because(h.Locator, h.LocatorWhy))
 		row(w, "trouble", "%s", h.Trouble)
 	})
+}
+
+// because is what, with the reason for it.
+func because(what, why string) string {
+	if why == "" {
+		return what
+	}
+	return what + " (" + why + ")"
 }
 
 func showVMs(ctx context.Context, e env) error {
@@ -100,9 +104,10 @@ func showVM(ctx context.Context, e env) error {
 		c := v.Counters
 		row(w, "exits", "%d (ticks %d, inputs %d)", c.Exits, c.Ticks, c.Inputs)
 		row(w, "log", "%d bytes, of them %d of %d resyncs (%d each)", c.LogBytes, c.ResyncBytes, c.Resyncs, c.ResyncBytes/max(1, c.Resyncs))
-		placed := float64(max(1, c.AtExit+c.AtTrap+c.AtResync)) / 100
-		row(w, "inputs placed", "%.1f %% at exits, %.1f %% at traps, %.1f %% by resync; counted: %s",
-			float64(c.AtExit)/placed, float64(c.AtTrap)/placed, float64(c.AtResync)/placed, cmp.Or(c.Traps, "nothing"))
+		row(w, "locator", "%s", because(v.Locator, v.LocatorWhy))
+		placed := float64(max(1, c.AtExit+c.AtTrap+c.AtPoint+c.AtResync)) / 100
+		row(w, "inputs placed", "%.1f %% at exits, %.1f %% at traps, %.1f %% at points, %.1f %% by resync; counted: %s",
+			float64(c.AtExit)/placed, float64(c.AtTrap)/placed, float64(c.AtPoint)/placed, float64(c.AtResync)/placed, cmp.Or(c.Traps, "nothing"))
 		row(w, "throttled", "%d times", c.Throttled)
 		row(w, "divergences", "%d", c.Divergences)
 		row(w, "disk", "%d reads, %d writes", c.DiskReads, c.DiskWrites)

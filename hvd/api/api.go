@@ -83,6 +83,10 @@ type VM struct {
 	LSN      uint64  `json:"lsn"`      // secondary: received; primary: written
 	Verified uint64  `json:"verified"` // LSN that the secondary has verified
 
+	// Locator is how the guest is stopped where it makes no exit, and why so.
+	Locator    string `json:"locator,omitempty"`
+	LocatorWhy string `json:"locator_why,omitempty"`
+
 	Counters Counters  `json:"counters"`
 	Seed     *Seed     `json:"seed,omitempty"`     // the last state transfer from here
 	Failover *Failover `json:"failover,omitempty"` // the last time that this copy went live for its peer
@@ -95,13 +99,16 @@ type Counters struct {
 	Inputs      uint64 `json:"inputs"`
 	Resyncs     uint64 `json:"resyncs"`
 	ResyncBytes uint64 `json:"resync_bytes"`
+	Points      uint64 `json:"points"` // times that the guest was stopped at one
 	LogBytes    uint64 `json:"log_bytes"`
 
 	// How the inputs of a protected guest found their positions: at an exit that
-	// the guest made, at a counted trap, or by a resync. Only inputs that can
+	// the guest made, at a counted trap, at a point found by counted branches, or
+	// by a resync. Only inputs that can
 	// wait count, ticks and packets for instance.
 	AtExit   uint64 `json:"at_exit"`
 	AtTrap   uint64 `json:"at_trap"`
+	AtPoint  uint64 `json:"at_point"`
 	AtResync uint64 `json:"at_resync"`
 	Traps    string `json:"traps"` // what is counted now, with commas between
 

@@ -12,7 +12,7 @@ import (
 // Hardware is what a host offers to VMs.
 type Hardware struct {
 	MemoryMiB int
-	// Locator is how a guest is stopped at a position: "trap", or "resync" without our kernel.
+	// Locator is how a guest is stopped where it makes no exit: "pmu", "trap", or "resync" without our kernel.
 	Locator string
 	// LocatorWhy says in one line what the host's performance counters have to do with it.
 	LocatorWhy string
@@ -44,7 +44,7 @@ func measure() (Hardware, error) {
 	if event, err := locate.Probe(s); err != nil {
 		h.LocatorWhy = "no pmu: " + err.Error()
 	} else {
-		h.LocatorWhy = "no pmu: the counters of this " + event.Name + " passed the self-test, but aren't used for guests yet"
+		h.Locator, h.LocatorWhy = "pmu", "the counters of this "+event.Name+" passed the self-test"
 	}
 	return h, nil
 }

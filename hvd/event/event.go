@@ -10,10 +10,10 @@
 // # Positions
 //
 // A position is the number of counted exits since the VM was made. An entry
-// at position n is applied after exit n and before the guest runs on. Two
+// at position n is applied after exit n and before the guest runs on. Three
 // kinds make an exit of their own, in the middle of the guest's run from exit
-// n to the next: Stop and Resync. They carry position n; what they made is
-// exit n+1.
+// n to the next: Stop, Point and Resync. They carry position n; what they made
+// is exit n+1.
 //
 // # Layout, version 4
 //
@@ -46,6 +46,8 @@
 //	17 DiskRef    disk, request, length, bytes (hvd/diskref's reference): a
 //	              DiskDone of status 0 whose data the reader gets elsewhere.
 //	              Between two hosts only, never in a recording.
+//	18 Point      conditional branches since exit n; RIP, u64 little endian;
+//	              RCX; a hash of the registers, u64 little endian (hvd/locate)
 //
 // The codec is relative to the last entry, so both ends start from the same
 // Base: the position, now and traps of the state transfer that the log
@@ -90,6 +92,7 @@ const (
 const (
 	Digest  Kind = 16 + iota // Data is a digest of the state at Pos, to be compared
 	DiskRef                  // as DiskDone, but Data only says which blocks were read
+	Point                    // the guest was stopped after Count branches, at RIP
 	// Kinds is above every kind.
 	Kinds
 )
@@ -101,7 +104,7 @@ var names = [Kinds]string{
 	Time: "time", Deadline: "deadline", Frame: "frame", DiskDone: "disk-done", Vsock: "vsock",
 	VsockReset: "vsock-reset", Console: "console", Power: "power", Stop: "stop", Resync: "resync",
 	Mark: "mark", Live: "live", Jump: "jump", Traps: "traps", Behind: "behind", Digest: "digest",
-	DiskRef: "disk-ref",
+	DiskRef: "disk-ref", Point: "point",
 }
 
 // String is the kind's name.
@@ -124,6 +127,10 @@ type Entry struct {
 	Hash   uint32 // Mark: low half of the fingerprint
 	Set    uint64 // Traps: flags of hvd/kvm's Counted
 	Every  uint64 // Traps: timer deadlines between two harvests of the dirty log
+	Count  uint64 // Point: conditional branches since Pos
+	RIP    uint64 // Point: where the guest is
+	RCX    uint64 // Point
+	Regs   uint64 // Point: a hash of the registers
 	Data   []byte
 }
 
@@ -188,6 +195,11 @@ func (c *Encoder) Append(dst []byte, e Entry) []byte {
 	case Traps:
 		dst = binary.AppendUvarint(dst, e.Set)
 		dst = binary.AppendUvarint(dst, e.Every)
+	case Point:
+		dst = binary.AppendUvarint(dst, e.Count)
+		dst = binary.LittleEndian.AppendUint64(dst, e.RIP)
+		dst = binary.AppendUvarint(dst, e.RCX)
+		dst = binary.LittleEndian.AppendUint64(dst, e.Regs)
 	}
 	return dst
 }
@@ -242,6 +254,8 @@ func (d *Decoder) Next(b []byte) (Entry, int, error) {
 		e.ID = r.uvarint()
 	case Traps:
 		e.Set, e.Every = r.uvarint(), r.uvarint()
+	case Point:
+		e.Count, e.RIP, e.RCX, e.Regs = r.uvarint(), r.uint64(), r.uvarint(), r.uint64()
 	case Deadline, VsockReset, Power, Behind:
 	default:
 		r.bad = r.bad || !r.short
@@ -284,6 +298,13 @@ func (r *reader) take(n int) []byte {
 func (r *reader) byte() byte {
 	if v := r.take(1); v != nil {
 		return v[0]
+	}
+	return 0
+}
+
+func (r *reader) uint64() uint64 {
+	if v := r.take(8); v != nil {
+		return binary.LittleEndian.Uint64(v)
 	}
 	return 0
 }

@@ -25,9 +25,11 @@ func TestLayout(t *testing.T) {
 		{Pos: 304, Kind: Digest, Data: []byte{7}},
 		{Pos: 305, Kind: Traps, Set: 22, Every: 300},
 		{Pos: 307, Kind: DiskRef, Disk: 1, ID: 300, Data: []byte{8, 9}},
+		{Pos: 308, Kind: Point, Count: 300, RIP: 0xffffffff81000010, RCX: 1, Regs: 0x0102030405060708},
 	}
 	want := "02" + "21ac02" + "f45501ac020201aa" + "090d" + "1b04030201" + "0303010203" + "08" + "0c09" +
-		"1010020506" + "f010550107" + "1e16ac02" + "201101ac02020809"
+		"1010020506" + "f010550107" + "1e16ac02" + "201101ac02020809" +
+		"1012ac0210000081ffffffff010807060504030201"
 	base := Base{Pos: 100, Now: 1000, Traps: 64}
 	enc, dec := NewEncoder(base), NewDecoder(base)
 	var b []byte
@@ -65,7 +67,7 @@ func TestRoundTrip(t *testing.T) {
 		cur := base
 		for range rapid.IntRange(1, 20).Draw(t, "n") {
 			cur.Pos += rapid.SampledFrom([]uint64{0, 1, 14, 15, 16, 1000, 1 << 33}).Draw(t, "delta")
-			e := Entry{Pos: cur.Pos, Kind: rapid.SampledFrom([]Kind{Time, Deadline, Frame, DiskDone, Vsock, VsockReset, Console, Power, Stop, Resync, Mark, Live, Jump, Traps, Behind, Digest, DiskRef}).Draw(t, "kind")}
+			e := Entry{Pos: cur.Pos, Kind: rapid.SampledFrom([]Kind{Time, Deadline, Frame, DiskDone, Vsock, VsockReset, Console, Power, Stop, Resync, Mark, Live, Jump, Traps, Behind, Digest, DiskRef, Point}).Draw(t, "kind")}
 			data := rapid.SliceOfN(rapid.Byte(), 1, 40).Draw(t, "data")
 			switch e.Kind {
 			case Time, Jump:
@@ -86,6 +88,9 @@ func TestRoundTrip(t *testing.T) {
 				e.ID = rapid.Uint64().Draw(t, "epoch")
 			case Traps:
 				e.Set, e.Every = rapid.Uint64().Draw(t, "set"), rapid.Uint64().Draw(t, "every")
+			case Point:
+				e.Count, e.RIP = rapid.Uint64().Draw(t, "count"), rapid.Uint64().Draw(t, "rip")
+				e.RCX, e.Regs = rapid.Uint64().Draw(t, "rcx"), rapid.Uint64().Draw(t, "regs")
 			}
 			want = append(want, e)
 			b = enc.Append(b, e)
@@ -121,6 +126,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte{0x02, 0x21, 0xac, 0x02})
 	f.Add([]byte{0x1e, 0x16, 0xac, 0x02})
 	f.Add([]byte{0x02, 0x0f, 0x1f})
+	f.Add([]byte{0x10, 0x12, 0xac, 0x02, 0x10, 0, 0, 0x81, 0xff, 0xff, 0xff, 0xff, 0x01, 8, 7, 6, 5, 4, 3, 2, 1})
 	f.Add([]byte{0xf4, 0x55, 0x01, 0xac, 0x02, 0x02, 0x01, 0xaa})
 	f.Add([]byte{0x20, 0x11, 0x01, 0xac, 0x02, 0x02, 0x08, 0x09})
 	f.Add([]byte{0x0a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01})

@@ -499,6 +499,7 @@ const (
 	debugEnable      = 1       // KVM_GUESTDBG_ENABLE
 	debugStep        = 2       // KVM_GUESTDBG_SINGLESTEP
 	debugBreakpoints = 0x10000 // KVM_GUESTDBG_USE_SW_BP
+	debugHardware    = 0x20000 // KVM_GUESTDBG_USE_HW_BP
 )
 
 func (c *VCPU) setDebug() error {

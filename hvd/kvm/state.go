@@ -67,15 +67,29 @@ type State struct {
 	Debug  [128]byte // struct kvm_debugregs
 }
 
+// LSTAR is where SYSCALL of 64-bit code leads to.
+func (s *State) LSTAR() uint64 { return s.MSRs[6] }
+
+// CSTAR is where SYSCALL of 32-bit code leads to in long mode.
+func (s *State) CSTAR() uint64 { return s.MSRs[7] }
+
 // StateSize is the length of State.Append's encoding.
 const StateSize = 312 + 144 + 4096 + 8 + 8*len(StateMSRs) + 64 + 128
 
 // Offsets in struct kvm_vcpu_events.
 const (
-	eventInjected  = 0  // exception.injected u8
-	eventErrorCode = 4  // exception.error_code u32
-	eventPending   = 3  // exception.pending u8
-	eventShadow    = 11 // interrupt.shadow u8
+	eventInjected   = 0  // exception.injected u8
+	eventVector     = 1  // exception.nr u8
+	eventPending    = 3  // exception.pending u8
+	eventErrorCode  = 4  // exception.error_code u32
+	eventInterrupt  = 8  // interrupt.injected u8
+	eventShadow     = 11 // interrupt.shadow u8
+	eventNMI        = 12 // nmi.injected u8
+	eventFlags      = 20 // flags u32
+	eventHasPayload = 55 // exception_has_payload u8
+	eventPayload    = 56 // exception_payload u64
+
+	validPayload = 0x10 // KVM_VCPUEVENT_VALID_PAYLOAD of flags
 )
 
 // canonical clears what KVM leaves behind without meaning, so that equal

@@ -82,15 +82,6 @@ func (c *VCPU) System(s *Sregs) error {
 	return nil
 }
 
-// General reads the general registers alone; the guest must have left with
-// ExitDebug.
-func (c *VCPU) General(r *Regs) error {
-	if err := ioctlPtr(c.fd, getRegs, unsafe.Pointer(r)); err != nil {
-		return fmt.Errorf("read the virtual CPU's registers: %w", err)
-	}
-	return nil
-}
-
 // SetGeneral writes the general registers alone. No exception may be pending.
 func (c *VCPU) SetGeneral(r *Regs) error {
 	if err := ioctlPtr(c.fd, setRegs, unsafe.Pointer(r)); err != nil {

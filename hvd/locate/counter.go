@@ -21,7 +21,13 @@ type Counter struct {
 // thread is the one that runs it. events stays the caller's.
 func NewCounter(cpu *vcpu.CPU, m *mem.Memory, events *kvm.EventCounter) (*Counter, error) {
 	base, err := events.Read()
-	return &Counter{Stepper: *NewStepper(cpu, m), events: events, base: base, until: ^uint64(0)}, err
+	return CounterBy(cpu, m, nil, events, base), err
+}
+
+// CounterBy is a counter of a CPU that by steps, or steps by itself with nil. base
+// is what events read at the last counted exit.
+func CounterBy(cpu *vcpu.CPU, m *mem.Memory, by Stepping, events *kvm.EventCounter, base uint64) *Counter {
+	return &Counter{Stepper: *NewStepperBy(cpu, m, by), events: events, base: base, until: never}
 }
 
 // Count is the conditional branches retired so far.
@@ -40,6 +46,12 @@ func (c *Counter) Overflow(n uint64) error {
 	return c.events.Arm(n - min(n, count))
 }
 
+// Disarm makes the processor interrupt the guest no more.
+func (c *Counter) Disarm() error {
+	c.until = never
+	return c.events.Arm(0)
+}
+
 // SetBreakpoint uses a debug register.
 func (c *Counter) SetBreakpoint(rip uint64, on bool) error { return c.cpu.Break(rip, on) }
 
@@ -52,6 +64,8 @@ func (c *Counter) Run() (Why, error) {
 		}
 		err = c.cpu.Run()
 		switch {
+		case errors.Is(err, kvm.ErrInterrupted) && c.cpu.Kicked():
+			return 0, err
 		case errors.Is(err, kvm.ErrInterrupted):
 			c.cpu.SetImmediateExit(false)
 		case err != nil:
@@ -66,6 +80,9 @@ func (c *Counter) Run() (Why, error) {
 
 // Step makes one instruction by single-stepping; the processor counts it.
 func (c *Counter) Step() (Why, error) {
+	if c.by != nil {
+		return c.by.Step()
+	}
 	exited, err := c.cpu.Step()
 	if exited {
 		return Exited, err

@@ -73,7 +73,7 @@ type Regs struct {
 	RIP, RCX uint64
 	Hash     uint64 // of all general registers and RFLAGS without RF and TF
 	IF       bool   // interrupts are on
-	Shadow   bool   // the next instruction is in the shadow of the last one
+	Shadow   bool   // the next instruction is in the shadow of the last one, or an event comes before it
 	Repeated bool   // RIP is at a repeated string instruction
 }
 
@@ -90,7 +90,8 @@ type Target interface {
 	// SetBreakpoint makes Run end before the instruction at rip; on false takes
 	// it away. There is one at a time.
 	SetBreakpoint(rip uint64, on bool) error
-	// Run lets the guest run; with a breakpoint at RIP, it ends at once.
+	// Run lets the guest run; with a breakpoint at RIP, it ends at once. A Kick
+	// of the CPU ends it with kvm.ErrInterrupted.
 	Run() (Why, error)
 	// Step makes one instruction (one round of a repeated one), and ends with
 	// Stepped or Exited. No breakpoint is set.

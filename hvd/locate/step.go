@@ -6,6 +6,7 @@ import (
 
 	"github.com/zeebo/xxh3"
 
+	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/vcpu"
 )
@@ -15,10 +16,12 @@ import (
 // 18,000 a second; no host lacks what it needs.
 //
 // The trap flag shows in what PUSHF, SYSCALL, interrupts and faults store, so a
-// Stepper is for code without them: for tests, and as the oracle of a Counter.
+// Stepper that steps by itself is for code without them: for tests, and as the
+// oracle of a Counter. Driven by hvd/machine's steps, it is for any code.
 type Stepper struct {
 	cpu *vcpu.CPU
 	mem *mem.Memory
+	by  Stepping
 
 	count, overflow uint64
 	bp              uint64
@@ -29,13 +32,36 @@ type Stepper struct {
 	Late func() uint64
 }
 
-// NewStepper takes control of a CPU that stands at an exit, settled.
-func NewStepper(cpu *vcpu.CPU, m *mem.Memory) *Stepper {
-	return &Stepper{cpu: cpu, mem: m, overflow: ^uint64(0)}
+// Stepping is a way to make single instructions.
+type Stepping interface {
+	// Step makes one, or delivers an interrupt or exception; it ends with Stepped
+	// or Exited.
+	Step() (Why, error)
+	// Branches is the number of conditional branches made since the last counted
+	// exit.
+	Branches() uint64
 }
 
+// NewStepper takes control of a CPU that stands at an exit, settled.
+func NewStepper(cpu *vcpu.CPU, m *mem.Memory) *Stepper {
+	return &Stepper{cpu: cpu, mem: m, overflow: never}
+}
+
+// NewStepperBy takes control of a CPU that by steps, settled.
+func NewStepperBy(cpu *vcpu.CPU, m *mem.Memory, by Stepping) *Stepper {
+	return &Stepper{cpu: cpu, mem: m, by: by, overflow: never}
+}
+
+// never is a count that isn't reached.
+const never = ^uint64(0)
+
 // Count is the conditional branches made so far.
-func (s *Stepper) Count() (uint64, error) { return s.count, nil }
+func (s *Stepper) Count() (uint64, error) {
+	if s.by != nil {
+		return s.by.Branches(), nil
+	}
+	return s.count, nil
+}
 
 // Overflow makes Run end at count n.
 func (s *Stepper) Overflow(n uint64) error {
@@ -55,15 +81,18 @@ func (s *Stepper) Regs() (Regs, error) { return registers(s.cpu, s.code()) }
 // Run makes instructions until something ends it.
 func (s *Stepper) Run() (Why, error) {
 	end := s.overflow
-	if s.Late != nil && end != ^uint64(0) {
+	if s.Late != nil && end != never {
 		end += s.Late()
 	}
 	for {
 		if s.bpOn && s.cpu.Regs().RIP == s.bp {
 			return Broke, nil
 		}
-		if s.count >= end {
-			return Overflowed, nil
+		if n, err := s.Count(); err != nil || n >= end {
+			return Overflowed, err
+		}
+		if s.cpu.Kicked() {
+			return 0, kvm.ErrInterrupted
 		}
 		if why, err := s.Step(); err != nil || why == Exited {
 			return why, err
@@ -73,6 +102,9 @@ func (s *Stepper) Run() (Why, error) {
 
 // Step makes one instruction.
 func (s *Stepper) Step() (Why, error) {
+	if s.by != nil {
+		return s.by.Step()
+	}
 	long, _, err := s.cpu.Mode()
 	if err != nil {
 		return 0, err
@@ -122,11 +154,17 @@ func registers(cpu *vcpu.CPU, code []byte) (Regs, error) {
 		return Regs{}, err
 	}
 	r := cpu.Regs()
+	pending, err := cpu.EventPending()
+	if err != nil {
+		return Regs{}, err
+	}
 	return Regs{
-		RIP: r.RIP, RCX: r.RCX, Hash: hash(cpu.RegsBytes()), IF: cpu.IF(), Shadow: shadow,
+		RIP: r.RIP, RCX: r.RCX, Hash: hash(cpu.RegsBytes()), IF: r.RFLAGS&flagIF != 0, Shadow: shadow || pending,
 		Repeated: IsRepeated(code, long),
 	}, nil
 }
+
+const flagIF = 1 << 9
 
 // hash is over all general registers; RFLAGS, the last one, without RF and TF:
 // they depend on how the host got here.

@@ -34,8 +34,11 @@ func (p *Primary[E]) Run(stop uint64) (Exit, []E, uint64, error) {
 	if err != nil {
 		return exit, nil, 0, err
 	}
-	if exit.Kind == Trapped {
+	switch exit.Kind {
+	case Trapped:
 		p.Log.Input(event.Entry{Pos: before, Kind: event.Stop, Traps: exit.Traps})
+	case Pointed:
+		p.Log.Input(*exit.Point)
 	}
 	effects := p.Machine.TakeEffects()
 	if len(effects) == 0 {

@@ -18,6 +18,8 @@
 //	Sync     an exit that the guest itself makes: counted
 //	Trapped  stopped at a counted trap because a stop was set: counted, and in
 //	         the log as Stop
+//	Pointed  stopped by the host at a point that can be found again: counted,
+//	         and in the log as Point
 //	Async    stopped anywhere by the host: not counted. The primary either
 //	         runs on, or captures the state there as a Resync entry, which
 //	         counts as an exit.
@@ -60,13 +62,15 @@ type ExitKind uint8
 const (
 	Sync ExitKind = iota
 	Trapped
+	Pointed
 	Async
 )
 
 // Exit is how a run ended.
 type Exit struct {
 	Kind  ExitKind
-	Traps uint64 // Trapped: counted traps so far
+	Traps uint64       // Trapped: counted traps so far
+	Point *event.Entry // Pointed: the entry for the log; Pos is the exit before
 }
 
 // Free is the stop that lets a machine run to its next own exit.
@@ -83,7 +87,7 @@ type Machine[E any] interface {
 	// Fingerprint is the rolling hash of everything up to Position.
 	Fingerprint() uint64
 	// Apply applies an input (any kind but Mark, Stop and Live) at the current
-	// position. A Resync counts as an exit.
+	// position. A Resync or a Point counts as an exit.
 	Apply(event.Entry) error
 	// TakeEffects returns what the guest did to the world since the last
 	// call, in order.

@@ -21,6 +21,7 @@ type toy struct {
 	within            uint64 // traps since the last exit
 	effects           []uint64
 	interrupt         func() bool // whether the host interrupts this run
+	point             func() bool // whether that makes a point
 	flip              uint64      // position after which a bit flips; 0: never
 }
 
@@ -35,7 +36,12 @@ func (m *toy) mix(v uint64) {
 func (m *toy) Run(stop uint64) (Exit, error) {
 	for m.within < m.state%4 {
 		if m.interrupt != nil && m.interrupt() {
-			return Exit{Kind: Async}, nil
+			if m.point == nil || !m.point() {
+				return Exit{Kind: Async}, nil
+			}
+			e := event.Entry{Pos: m.pos, Kind: event.Point, Count: m.within}
+			m.exit(3)
+			return Exit{Kind: Pointed, Point: &e}, nil
 		}
 		m.within++
 		m.traps++
@@ -70,6 +76,15 @@ func (m *toy) capture() []byte {
 func (m *toy) resynced() { m.exit(2) }
 
 func (m *toy) Apply(e event.Entry) error {
+	if e.Kind == event.Point {
+		if e.Count < m.within {
+			return errors.New("beyond the point")
+		}
+		m.traps += e.Count - m.within
+		m.within = e.Count
+		m.exit(3)
+		return nil
+	}
 	if e.Kind == event.Resync {
 		m.traps = binary.LittleEndian.Uint64(e.Data)
 		m.within = binary.LittleEndian.Uint64(e.Data[8:])
@@ -86,11 +101,12 @@ func (m *toy) TakeEffects() []uint64 {
 	return e
 }
 
-// history records a toy for n runs with random inputs, stops and resyncs. It
+// history records a toy for n runs with random inputs, stops, points and resyncs. It
 // hands every batch of the log to send, and gives the gate's releases to out.
 func history(t *testing.T, r *rand.Rand, m *toy, n int, send func(lsn uint64, b []byte)) *Primary[uint64] {
 	t.Helper()
 	m.interrupt = func() bool { return r.IntN(20) == 0 }
+	m.point = func() bool { return r.IntN(2) == 0 }
 	p := &Primary[uint64]{Machine: m, Log: NewRecorder(event.Base{})}
 	now := uint64(0)
 	for range n {

@@ -30,9 +30,11 @@ const (
 //
 // Single-stepping sets the trap flag, which an instruction can store: PUSHF,
 // SYSCALL (to R11), and whatever raises an exception (to the stack). The first
-// two are put right behind the step. For the third, all handlers of the guest's
-// IDT have a breakpoint during a step, and the frame is put right there. An
-// interrupt is delivered without the trap flag, up to its handler's.
+// is put right behind the step. SYSCALL isn't stepped, but runs up to a breakpoint
+// where it leads to. For the third, all handlers of the guest's IDT have a
+// breakpoint during a step, and the frame is put right there. An interrupt is
+// delivered without the trap flag, up to its handler's. What POPF, IRET and SYSRET
+// load of it is kept; the trap of a guest that single-steps itself is its own.
 
 const (
 	flagTF   = 1 << 8
@@ -40,7 +42,6 @@ const (
 	hlt      = 0xf4
 	idtEntry = 16
 	rflagsAt = 16 // in the frame of an exception without error code
-	maxSize  = 15 // of an instruction
 )
 
 // withErrorCode are the exceptions that push one (AMD64 APM volume 2, 8.2).
@@ -49,9 +50,10 @@ const withErrorCode = 1<<8 | 1<<10 | 1<<11 | 1<<12 | 1<<13 | 1<<14 | 1<<17 | 1<<
 // patches are breakpoints for one run.
 type patches struct {
 	m       *Machine
-	at      []uint64 // guest physical
+	at      [][]byte // a byte each, of the guest's memory
 	were    []byte
 	virtual map[uint64]bool
+	h       *handlers // these have one, too; or nil
 }
 
 func (m *Machine) newPatches() *patches { return &patches{m: m, virtual: map[uint64]bool{}} }
@@ -59,18 +61,34 @@ func (m *Machine) newPatches() *patches { return &patches{m: m, virtual: map[uin
 // Breakable says whether RunTo stops at an address.
 func (m *Machine) Breakable(virtual uint64) bool { return virtual>>63 != 0 || !vcpu.UnderTCG() }
 
+// put places a breakpoint.
 func (p *patches) put(virtual, physical uint64) {
-	b, err := p.m.Memory.View(physical, 1)
-	if err != nil {
-		return
-	}
 	op := byte(hlt)
 	if virtual>>63 == 0 && !vcpu.UnderTCG() {
 		op = int3
 	}
 	p.virtual[virtual] = true
+	if b, err := p.m.Memory.View(physical, 1); err == nil {
+		p.write(b, op)
+	}
+}
+
+// putHandlers places one at each handler, which the kernel executes, but for that
+// at the address from: else it would never get off.
+func (p *patches) putHandlers(h *handlers, from uint64) {
+	p.h = h
+	own := h.place[from]
+	p.at, p.were = make([][]byte, 0, len(h.place)), make([]byte, 0, len(h.place))
+	for _, b := range h.places {
+		if own == nil || &b[0] != &own[0] {
+			p.write(b, hlt)
+		}
+	}
+}
+
+func (p *patches) write(b []byte, op byte) {
 	if b[0] != op {
-		p.at, p.were = append(p.at, physical), append(p.were, b[0])
+		p.at, p.were = append(p.at, b), append(p.were, b[0])
 		b[0] = op
 	}
 }
@@ -78,7 +96,7 @@ func (p *patches) put(virtual, physical uint64) {
 // remove puts back what was there, but where the guest has written meanwhile.
 func (p *patches) remove() {
 	for i := len(p.at) - 1; i >= 0; i-- {
-		if b, err := p.m.Memory.View(p.at[i], 1); err == nil && (b[0] == hlt || b[0] == int3) {
+		if b := p.at[i]; b[0] == hlt || b[0] == int3 {
 			b[0] = p.were[i]
 		}
 	}
@@ -93,7 +111,7 @@ func (p *patches) arrived() (bool, error) {
 		return false, nil
 	}
 	r := *c.Regs()
-	if !p.virtual[r.RIP-1] {
+	if _, handler := p.h.at(r.RIP - 1); !handler && !p.virtual[r.RIP-1] {
 		// KVM says of an INT3 where it is.
 		return reason == kvm.ExitDebug, nil
 	}
@@ -103,24 +121,30 @@ func (p *patches) arrived() (bool, error) {
 
 // handlers are the addresses of the guest's exception and interrupt handlers.
 type handlers struct {
-	base     uint64
-	vector   map[uint64]int    // by virtual address
-	physical map[uint64]uint64 // by virtual address
+	base   uint64
+	vector map[uint64]int    // by virtual address
+	place  map[uint64][]byte // by virtual address: its first byte, in the guest's memory
+	places [][]byte          // the values of place
+}
+
+// at says of which exception or interrupt the handler there is.
+func (h *handlers) at(virtual uint64) (vector int, ok bool) {
+	if h == nil {
+		return 0, false
+	}
+	vector, ok = h.vector[virtual]
+	return vector, ok
 }
 
 // handlersOf reads the guest's IDT. A guest whose IDT can't be read has none.
-func (m *Machine) handlersOf() (*handlers, error) {
-	var s kvm.Sregs
-	if err := m.cpu.System(&s); err != nil {
-		return nil, err
+func (m *Machine) handlersOf(s *kvm.Sregs) *handlers {
+	if h := m.idt; h != nil && h.base == s.IDT.Base && len(h.places) > 0 {
+		return h
 	}
-	if h := m.idt; h != nil && h.base == s.IDT.Base && len(h.physical) > 0 {
-		return h, nil
-	}
-	h := &handlers{base: s.IDT.Base, vector: map[uint64]int{}, physical: map[uint64]uint64{}}
+	h := &handlers{base: s.IDT.Base, vector: map[uint64]int{}, place: map[uint64][]byte{}}
 	m.idt = h
-	if s.EFER&0x400 == 0 { // not in long mode
-		return h, nil
+	if s.EFER&longModeActive == 0 {
+		return h
 	}
 	for v := 0; v < 256 && v*idtEntry+idtEntry-1 <= int(s.IDT.Limit); v++ {
 		var e [idtEntry]byte
@@ -129,12 +153,18 @@ func (m *Machine) handlersOf() (*handlers, error) {
 		}
 		addr := uint64(binary.LittleEndian.Uint16(e[0:])) | uint64(binary.LittleEndian.Uint16(e[6:]))<<16 |
 			uint64(binary.LittleEndian.Uint32(e[8:]))<<32
-		if at, ok := m.cpu.Translate(addr); ok {
-			h.vector[addr] = v
-			h.physical[addr] = at
+		at, ok := m.cpu.Translate(addr)
+		if !ok {
+			continue
+		}
+		if b, err := m.Memory.View(at, 1); err == nil {
+			if h.place[addr] == nil {
+				h.places = append(h.places, b)
+			}
+			h.vector[addr], h.place[addr] = v, b
 		}
 	}
-	return h, nil
+	return h
 }
 
 // ReadVirtual fills b from the guest's memory at a virtual address, by the page
@@ -164,45 +194,51 @@ func (m *Machine) Registers() (*kvm.State, error) {
 	return &s, m.cpu.State(&s)
 }
 
-// Step executes one instruction, as Run would with that stop. An interrupt that is
-// due is one, too: it ends at its handler.
+// Step executes one instruction, as Run would with that stop. An interrupt or
+// exception that is due is one, too: it ends at its handler. MOV SS and POP SS take
+// the next one along.
 func (m *Machine) Step(stop uint64) (Debugged, lockstep.Exit, error) {
-	injects := !m.entered && m.Board.Pending() && m.cpu.Ready()
+	if !m.entered {
+		m.branches, m.stepped = 0, true
+	}
 	if exited, err := m.prepare(stop); err != nil {
 		return Exited, lockstep.Exit{}, err
 	} else if exited {
 		exit, err := m.exit(m.cpu.ExitReason())
 		return Exited, exit, err
 	}
-	h, err := m.handlersOf()
+	delivers, err := m.cpu.EventPending()
 	if err != nil {
 		return Exited, lockstep.Exit{}, err
 	}
-	var before kvm.Regs
-	if err := m.cpu.General(&before); err != nil {
+	var s kvm.Sregs
+	if err := m.cpu.System(&s); err != nil {
 		return Exited, lockstep.Exit{}, err
 	}
-	var code [maxSize]byte
-	for i := range code { // up to a page that isn't there
-		if m.ReadVirtual(before.RIP+uint64(i), code[i:i+1]) != nil {
-			break
-		}
-	}
+	h, i := m.handlersOf(&s), m.instruction(&s)
 	p := m.newPatches()
-	for virtual, physical := range h.physical {
-		if virtual != before.RIP { // else it would never get off
-			p.put(virtual, physical)
+	p.putHandlers(h, i.regs.RIP)
+	step := !delivers || len(h.places) == 0
+	if !delivers && i.syscall() {
+		// The trap flag would go to R11, and be masked: no trap would come.
+		if at, ok, err := m.syscallEntry(&i); err != nil {
+			return Exited, lockstep.Exit{}, err
+		} else if ok {
+			p.put(at.virtual, at.physical)
+			step = false
 		}
 	}
-	step := !injects || len(h.physical) == 0
 	err = m.cpu.Debug(step)
 	p.remove()
 	d, exit, err := m.debugged(stop, p, err)
 	if d == Exited || d == Interrupted || err != nil {
 		return d, exit, err
 	}
-	if step && before.RFLAGS&flagTF == 0 {
-		err = m.forgetTF(d == AtBreak, code[:], h)
+	if step && i.branch() {
+		m.branches++
+	}
+	if step && i.regs.RFLAGS&flagTF == 0 {
+		err = m.forgetTF(d == AtBreak, i, h)
 	}
 	return Stepped, exit, err
 }
@@ -217,6 +253,7 @@ func (m *Machine) RunTo(stop uint64, addresses []uint64) (Debugged, lockstep.Exi
 		exit, err := m.exit(m.cpu.ExitReason())
 		return Exited, exit, err
 	}
+	m.stepped = false
 	p := m.newPatches()
 	for _, a := range addresses {
 		if at, ok := m.cpu.Translate(a); ok {
@@ -253,39 +290,4 @@ func (m *Machine) debugged(stop uint64, p *patches, err error) (Debugged, lockst
 	}
 	exit, err := m.exit(reason)
 	return Exited, exit, err
-}
-
-// forgetTF puts right what the last step has stored of the trap flag.
-func (m *Machine) forgetTF(handler bool, code []byte, h *handlers) error {
-	var r kvm.Regs
-	if err := m.cpu.General(&r); err != nil {
-		return err
-	}
-	at := r.RSP + 1 // TF is bit 0 of the flags' second byte
-	if handler {
-		at += rflagsAt
-		if v := h.vector[r.RIP]; v < 32 && withErrorCode>>v&1 != 0 {
-			at += 8
-		}
-	} else {
-		for len(code) > 1 && (code[0] == 0x66 || code[0]&0xf0 == 0x40) {
-			code = code[1:]
-		}
-		switch {
-		case code[0] == 0x9c: // PUSHF
-		case len(code) > 1 && code[0] == 0x0f && code[1] == 0x05: // SYSCALL
-			r.R11 &^= flagTF
-			return m.cpu.SetGeneral(&r)
-		default:
-			return nil
-		}
-	}
-	var b [1]byte
-	return m.virtual(at, b[:], func(physical uint64, _ []byte) error {
-		v, err := m.Memory.View(physical, 1)
-		if err == nil {
-			v[0] &^= flagTF >> 8
-		}
-		return err
-	})
 }

@@ -118,7 +118,12 @@ type Machine struct {
 	cycle   time.Duration // sweepCycle
 	compare time.Duration // digestEvery
 	idt     *handlers     // for Step
-	watched []uint64      // pages written since the last TakeWatched; nil: nobody asks
+	points  points
+	// Of the run from the last exit to here: the conditional branches, if all of it
+	// was made by Step (stepped).
+	branches uint64
+	stepped  bool
+	watched  []uint64 // pages written since the last TakeWatched; nil: nobody asks
 
 	// Trace, if set, is told of each counted exit, after it was answered.
 	Trace func(Step)
@@ -175,6 +180,9 @@ func New(sys *kvm.System, cfg Config) (_ *Machine, err error) {
 // Close frees everything; the machine must not run.
 func (m *Machine) Close() error {
 	var errs []error
+	if m.points.events != nil {
+		errs = append(errs, m.points.events.Close())
+	}
 	if m.cpu != nil {
 		errs = append(errs, m.cpu.Close())
 	}
@@ -401,6 +409,8 @@ func (m *Machine) Apply(e event.Entry) error {
 		m.Board.PowerButton()
 	case event.Resync:
 		return m.resync(e.Data)
+	case event.Point:
+		return m.seek(e)
 	case event.Traps:
 		return m.setTraps(e.Set, e.Every)
 	case event.Digest:

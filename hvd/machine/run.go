@@ -13,6 +13,13 @@ import (
 // Run executes to the next exit; see lockstep.Machine. An error that is
 // ErrStopped is the guest's own end, which the other copy comes to as well.
 func (m *Machine) Run(stop uint64) (lockstep.Exit, error) {
+	if m.points.making {
+		return m.runToPoint(stop)
+	}
+	return m.run(stop)
+}
+
+func (m *Machine) run(stop uint64) (lockstep.Exit, error) {
 	exited, err := m.prepare(stop)
 	if err == nil && !exited {
 		exited, err = m.enter()
@@ -42,6 +49,7 @@ func (m *Machine) prepare(stop uint64) (exited bool, err error) {
 // enter runs the guest to a counted exit, or to where the host interrupts it;
 // exited is false then, and the guest is between two instructions.
 func (m *Machine) enter() (exited bool, err error) {
+	m.stepped = false
 	err = m.cpu.Enter()
 	if errors.Is(err, kvm.ErrInterrupted) {
 		// A kick may come first of all, with an access still to be finished.

@@ -34,7 +34,7 @@ const trailLength = 1 << 15
 type Crumb struct {
 	Position    uint64 `json:"position"`
 	Fingerprint uint64 `json:"fingerprint"` // behind it
-	Reason      uint32 `json:"reason"`      // KVM's; 0 for a resync
+	Reason      uint32 `json:"reason"`      // KVM's; 0 for a resync, or reasonPoint
 	Addr        uint64 `json:"addr"`        // port, address or MSR; an input has bit 16 set
 	Data        uint64 `json:"data"`        // the first 8 bytes
 	RIP         uint64 `json:"rip"`
@@ -42,12 +42,17 @@ type Crumb struct {
 	Reads       uint64 `json:"reads"`
 }
 
+// reasonPoint is none of KVM's.
+const reasonPoint = ^uint32(0)
+
 // String describes the exit for people.
 func (c Crumb) String() string {
 	what := fmt.Sprintf("exit of kind %d", c.Reason)
 	switch c.Reason {
 	case 0:
 		what = "resync"
+	case reasonPoint:
+		what = fmt.Sprintf("point after %d branches", c.Data)
 	case kvm.ExitIO:
 		what = fmt.Sprintf("port %#x, data %#x", c.Addr&0xffff, c.Data)
 	case kvm.ExitMMIO:

@@ -115,6 +115,9 @@ func (p *Player) To(ctx context.Context, position uint64) error {
 			return err
 		}
 		if err := p.Next(); err != nil {
+			if ctx.Err() != nil { // a point that was sought
+				return ctx.Err()
+			}
 			return err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/recording"
@@ -39,14 +40,16 @@ var goldens = map[string]uint64{
 	"testdata/tiny-1-4.rec": 0x696e22287e3d777d,
 }
 
-// tiny reads the time-stamp, stores it, counts down from 200,000, makes an exit,
-// and begins again.
+// tiny reads the time-stamp, stores it, counts down from 200,000 (at tinyRounds),
+// makes an exit, and begins again.
 var tiny = []byte{
 	0x0f, 0x31, 0x89, 0x04, 0x25, 0x00, 0x00, 0x20, 0x00, 0x48, 0xff, 0x04, 0x25, 0x08,
 	0x00, 0x20, 0x00, 0x48, 0x8b, 0x1c, 0x25, 0x08, 0x00, 0x20, 0x00, 0x81, 0xe3, 0xff,
 	0x01, 0x00, 0x00, 0x48, 0x89, 0x04, 0xdd, 0x00, 0x10, 0x20, 0x00, 0xb9, 0x40, 0x0d,
 	0x03, 0x00, 0xff, 0xc9, 0x75, 0xfc, 0x66, 0xba, 0x80, 0x00, 0xee, 0xeb, 0xc9,
 }
+
+const tinyRounds = 40
 
 func tinyConfig() machine.Config {
 	return machine.Config{
@@ -130,11 +133,20 @@ type nowhere struct{}
 
 func (nowhere) Effect(board.Effect) {}
 
-// recordTiny records the tiny guest for some hundred exits, resyncs among them.
-func recordTiny(t *testing.T, sys *kvm.System) []byte {
+// recordTiny records the tiny guest for some hundred exits, resyncs among them; or,
+// with points, some dozen, points between two exits among them.
+func recordTiny(t *testing.T, sys *kvm.System, points bool) []byte {
 	t.Helper()
 	m := newTiny(t, sys)
-	e := vm.New(m, nowhere{}, vm.Config{Window: 2 * time.Millisecond, StopAfter: 4 * time.Millisecond, KickAfter: 10 * time.Millisecond})
+	cfg := vm.Config{Window: 2 * time.Millisecond, StopAfter: 4 * time.Millisecond, KickAfter: 10 * time.Millisecond}
+	exits := uint64(300)
+	if points {
+		if err := m.Memory.PutUint32(0x100000+tinyRounds, 1500); err != nil { // each is a single step
+			t.Fatal(err)
+		}
+		cfg.Locator.Method, exits = locate.ByStep, 40
+	}
+	e := vm.New(m, nowhere{}, cfg)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan struct{})
@@ -165,9 +177,14 @@ func recordTiny(t *testing.T, sys *kvm.System) []byte {
 		t.Fatal(err)
 	}
 	t.Logf("%+v", stats)
-	until := e.Stats.Exits.Load() + 300
+	until := e.Stats.Exits.Load() + exits
 	for e.Stats.Exits.Load() < until && ctx.Err() == nil {
 		runtime.Gosched()
+		if points { // whoever wants to look has the guest kicked
+			if err := e.Do(ctx, func(*machine.Machine) error { return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	if err := e.EndTape(ctx, s, "enough"); err != nil {
 		t.Fatal(err)
@@ -209,9 +226,11 @@ func digestOf(sys *kvm.System, b []byte) (uint64, error) {
 func TestGolden(t *testing.T) {
 	sys := duetKVM(t)
 	if *update {
-		b := recordTiny(t, sys)
-		d, err := digestOf(sys, b)
-		fmt.Printf("GOLDEN %#x %v %s\n", d, err, base64.StdEncoding.EncodeToString(b))
+		for _, points := range []bool{false, true} {
+			b := recordTiny(t, sys, points)
+			d, err := digestOf(sys, b)
+			fmt.Printf("GOLDEN %#x %v %s\n", d, err, base64.StdEncoding.EncodeToString(b))
+		}
 	}
 	present := fmt.Sprintf("testdata/tiny-%d-%d.rec", recording.Version, event.Version)
 	if _, ok := goldens[present]; !ok {
@@ -236,10 +255,33 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestCountedPoints: a recording whose guest was stopped between two exits, at
+// counted branches, replays.
+func TestCountedPoints(t *testing.T) {
+	sys := duetKVM(t)
+	b := recordTiny(t, sys, true)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	p, err := Open(sys, bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	var found [event.Kinds]int
+	p.OnEntry = func(e event.Entry) { found[e.Kind]++ }
+	if err := p.To(t.Context(), ^uint64(0)); !errors.Is(err, ErrEnd) {
+		t.Fatal(err)
+	}
+	t.Logf("%d bytes, %d points, %d resyncs, %d fingerprints", len(b), found[event.Point], found[event.Resync], found[event.Mark])
+	if found[event.Point] < 10 || found[event.Resync] != 0 {
+		t.Errorf("%d points and %d resyncs, want some dozen and none", found[event.Point], found[event.Resync])
+	}
+}
+
 // TestCut: a recording that was cut replays up to there, and says so.
 func TestCut(t *testing.T) {
 	sys := duetKVM(t)
-	b := recordTiny(t, sys)
+	b := recordTiny(t, sys, false)
 	if _, err := digestOf(sys, b); err != nil {
 		t.Fatal(err)
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/recording"
@@ -110,6 +111,14 @@ func Open(sys *kvm.System, f File) (p *Player, err error) {
 		})
 	}); err != nil {
 		return nil, fmt.Errorf("nothing of it can be replayed: %w", err)
+	}
+	// Points are the same by whatever they are found; by steps it takes long.
+	by := locate.Locator{Method: locate.ByStep}
+	if e, err := locate.Probe(sys); err == nil {
+		by = locate.Locator{Method: locate.ByPMU, Event: e}
+	}
+	if err := p.Machine.Locate(by); err != nil {
+		return p, err
 	}
 	return p, p.restore()
 }

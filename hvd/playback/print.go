@@ -110,6 +110,8 @@ func describe(e event.Entry, size int) string {
 		s += fmt.Sprintf("\tdisk %d, request %d, reference %x", e.Disk, e.ID, e.Data[:min(len(e.Data), 64)])
 	case event.Stop:
 		s += fmt.Sprintf("\tat trap %d", e.Traps)
+	case event.Point:
+		s += fmt.Sprintf("\tafter %d branches, at %#x", e.Count, e.RIP)
 	case event.Mark:
 		s += fmt.Sprintf("\tfingerprint %08x", e.Hash)
 	case event.Live:

@@ -109,14 +109,14 @@ again:
 # each item is an exit.
 strings:
 	section	1
-	mov	r12d, 3
+	mov	r12d, 2
 1:	mov	esi, SOURCE + 5
 	mov	edi, TARGET + 4000
-	mov	ecx, 5000
+	mov	ecx, 130
 	rep movsb
 	mov	edi, TARGET + 1
 	mov	rax, rbp
-	mov	ecx, 600
+	mov	ecx, 60
 	rep stosq
 	mov	esi, SOURCE
 	mov	edx, 0x80
@@ -128,8 +128,8 @@ strings:
 	rep insb
 	std
 	mov	esi, SOURCE + 4000
-	mov	edi, TARGET + 8100
-	mov	ecx, 900
+	mov	edi, TARGET + 4400
+	mov	ecx, 90
 	rep movsd
 	cld
 	mov	esi, APIC + 0x80
@@ -140,8 +140,8 @@ strings:
 	mov	edi, 0xe0000000
 	mov	ecx, 9
 	rep movsq
-	mov	esi, TARGET
-	mov	ecx, 2000
+	mov	esi, TARGET + 4000
+	mov	ecx, 50
 2:	lodsd
 	mix	rax
 	dec	ecx
@@ -154,7 +154,7 @@ strings:
 # interrupt that waits for the flag or for the shadow to end.
 shadows:
 	section	2
-	mov	r12d, 4
+	mov	r12d, 2
 1:	cli
 	out	0x80, al
 	sti
@@ -207,13 +207,13 @@ shadows:
 # Interrupts off for long, with exits, reads of the clock and faults in it.
 masked:
 	section	3
-	mov	r12d, 3
+	mov	r12d, 2
 1:	cli
 	mov	ecx, 12
 2:	out	0x80, al
 	rdtsc
 	mix	rax
-	mov	r13d, 500
+	mov	r13d, 9
 3:	lea	r14, [r14 + r13]
 	dec	r13d
 	jnz	3b
@@ -255,7 +255,7 @@ halts:
 # Faults, and faults in their handler (the page fault's makes two more).
 faults:
 	section	5
-	mov	r12d, 3
+	mov	r12d, 2
 1:	fault	2f
 	mov	rax, NOWHERE + 0x123
 	mov	qword ptr [rax], 7
@@ -320,7 +320,7 @@ floats:
 	movaps	xmm1, [rip + thirds]
 	movaps	xmm2, xmm1
 	mov	r12d, 8
-1:	mov	ecx, 60
+1:	mov	ecx, 7
 2:	fmul	st(1), st
 	fxch
 	fsqrt
@@ -351,7 +351,7 @@ floats:
 # Self-modifying code: the instruction right ahead, and a function written anew.
 modified:
 	section	8
-	mov	r12d, 12
+	mov	r12d, 8
 1:	mov	[rip + 2f + 1], ebp
 	jmp	2f
 2:	mov	eax, 0x11111111
@@ -417,7 +417,7 @@ leave:	mov	eax, 0x18
 	ret
 
 	.code32
-in32:	mov	esi, 3
+in32:	mov	esi, 2
 1:	mov	eax, 5
 	int	0x80
 	add	ebx, eax
@@ -439,7 +439,7 @@ in32:	mov	esi, 3
 	syscall
 	add	ebx, eax
 	mov	edi, TARGET
-	mov	ecx, 300
+	mov	ecx, 60
 	rep stosd
 	mov	ecx, 40
 2:	imul	ebx, ebx, 13
@@ -454,7 +454,7 @@ in32:	mov	esi, 3
 	int	0x80
 
 	.code64
-in64:	mov	esi, 4
+in64:	mov	esi, 2
 1:	mov	eax, 9
 	syscall
 	add	rbx, rax
@@ -508,7 +508,7 @@ call32:	mov	[BASE + usersp - start], rsp
 # Two sets of page tables that differ in one window.
 windows:
 	section	11
-	mov	r12d, 10
+	mov	r12d, 6
 	mov	rsi, WINDOW
 1:	mov	eax, TABLES
 	mov	cr3, rax
@@ -530,7 +530,7 @@ windows:
 # The clock, read by both instructions, alone and between exits.
 clocks:
 	section	12
-	mov	r12d, 40
+	mov	r12d, 16
 1:	rdtsc
 	shl	rdx, 32
 	or	rax, rdx

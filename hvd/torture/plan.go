@@ -11,8 +11,11 @@ type Place uint8
 
 // The places.
 const (
-	Exits Place = iota // after an exit of the guest's own
-	Traps              // after a counted trap, at which the guest is stopped
+	Exits  Place = iota // after an exit of the guest's own
+	Traps               // after a counted trap, at which the guest is stopped
+	Points              // between two instructions, at a point of hvd/locate, where there may be one
+	Kicks               // between any two instructions, by a resync
+	places              // how many there are
 )
 
 // Action is what a plan does there.
@@ -26,12 +29,12 @@ const (
 	Power                 // the power button is pressed
 	All                   // all of these at once
 	Behind                // the timer fires, and is due again
-	Resync                // the guest is kicked; its state goes into the log
+	Resync                // nothing: the guest is kicked or stopped, and no more
 	Actions               // how many there are
 )
 
 var (
-	placeNames  = [...]string{Exits: "exits", Traps: "traps"}
+	placeNames  = [places]string{Exits: "exits", Traps: "traps", Points: "points", Kicks: "kicks"}
 	actionNames = [...]string{
 		Timer: "timer", Console: "console", Frame: "frame", Power: "power", All: "all", Behind: "behind", Resync: "resync",
 	}
@@ -39,15 +42,20 @@ var (
 
 // Plan says where a run of the guest is attacked, and how. The attacks are at
 // First, and with Every more than 0 at First+Every, First+2*Every and so on.
+// Instructions are counted only behind each exit in so many; 0 is each one.
 type Plan struct {
 	Place        Place
 	Action       Action
 	First, Every uint64
+	Exits        uint64
 }
 
 func (p Plan) String() string {
 	return fmt.Sprintf("%s at %s %d+%dn", actionNames[p.Action], placeNames[p.Place], p.First, p.Every)
 }
+
+// Walks says whether instructions are counted behind the guest's exit number n.
+func (p Plan) Walks(n uint64) bool { return p.Exits == 0 || n%p.Exits == p.First%p.Exits }
 
 // At says whether the plan acts at place number n.
 func (p Plan) At(n uint64) bool {
@@ -83,7 +91,7 @@ func Dense(place Place, action Action, every uint64) []Plan {
 func plans(place Place, action Action, n, every uint64) []Plan {
 	out := make([]Plan, n)
 	for i := range out {
-		out[i] = Plan{place, action, uint64(i), every}
+		out[i] = Plan{Place: place, Action: action, First: uint64(i), Every: every}
 	}
 	return out
 }

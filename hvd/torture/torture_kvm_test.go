@@ -6,7 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"os"
+	"math/rand/v2"
 	"runtime"
 	"strings"
 	"testing"
@@ -15,14 +15,16 @@ import (
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/mem"
 )
 
 var (
-	full  = flag.Bool("torture.full", os.Getenv("DUET_TORTURE_FULL") != "", "one run for each place and action")
+	full  = flag.Bool("torture.full", false, "one run for each exit or trap and action, and each instruction")
 	every = flag.Uint64("torture.every", 8, "without torture.full: a run acts at each one in so many places")
+	apart = flag.Uint64("torture.apart", 16, "with torture.full, a run acts at each one in so many instructions")
 )
 
 // maxInputs bounds the attacks on a run: a guest that gets an input at each exit
@@ -36,6 +38,7 @@ const maxPosition = 200_000
 type host struct {
 	sys   *kvm.System
 	alone *outcome // the run without attacks
+	rng   *rand.Rand
 }
 
 func newHost(t testing.TB) *host {
@@ -48,7 +51,7 @@ func newHost(t testing.TB) *host {
 	if sys.Supported()&kvm.FlagTSC == 0 {
 		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one)")
 	}
-	return &host{sys: sys}
+	return &host{sys: sys, rng: rand.New(rand.NewPCG(1, 1))}
 }
 
 // machine makes one that stands at the guest's first instruction.
@@ -66,10 +69,53 @@ func (h *host) machine(t testing.TB) *machine.Machine {
 	if err == nil {
 		err = m.Boot(entry)
 	}
+	if err == nil {
+		err = m.Locate(locate.Locator{
+			Method: locate.ByStep, Event: locate.Event{Skid: skid}, Late: func() uint64 { return h.rng.Uint64N(skid + 1) },
+		})
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	return m
+}
+
+// skid is by how many branches the overflow of an emulated counter comes late.
+const skid = 20
+
+// walker is a machine that a plan stops between two instructions.
+type walker struct {
+	*machine.Machine
+	plan  *Plan
+	exits *uint64 // the guest's own, so far
+	at    uint64  // instructions walked
+	acted bool    // at this one
+	limit *int    // attacks so far
+}
+
+// Run ends as Pointed or Async where the plan acts.
+func (w *walker) Run(stop uint64) (lockstep.Exit, error) {
+	if w.plan.Place < Points || !w.plan.Walks(*w.exits) || *w.limit == maxInputs {
+		return w.Machine.Run(stop)
+	}
+	for {
+		if w.plan.At(w.at) && !w.acted {
+			w.acted = true
+			if w.plan.Place == Kicks {
+				return lockstep.Exit{Kind: lockstep.Async}, nil
+			}
+			if exit, err := w.PointHere(0); err != nil || exit.Kind != lockstep.Async {
+				return exit, err
+			}
+		}
+		d, exit, err := w.Step(stop)
+		if err != nil || d == machine.Exited {
+			return exit, err
+		}
+		if d == machine.Stepped {
+			w.at, w.acted = w.at+1, false
+		}
+	}
 }
 
 // outcome is all there is to compare of an execution.
@@ -82,6 +128,15 @@ type outcome struct {
 	position uint64
 	traps    uint64
 	resyncs  int
+	points   int
+	attacks  int
+	logged   int // bytes, of several
+}
+
+// trace notes an exit. RF depends on exits of the host.
+func (o *outcome) trace(s machine.Step) {
+	s.Regs.RFLAGS &^= 1 << 16
+	o.steps = append(o.steps, s)
 }
 
 func (o *outcome) finish(m *machine.Machine) error {
@@ -98,6 +153,7 @@ func (o *outcome) finish(m *machine.Machine) error {
 // recorder runs the guest as a primary under a plan.
 type recorder struct {
 	m       *machine.Machine
+	walk    walker
 	p       *lockstep.Primary[board.Effect]
 	plan    Plan
 	exits   uint64 // the guest's own, so far
@@ -112,11 +168,12 @@ func (h *host) record(t testing.TB, plan *Plan) (*outcome, error) {
 	m := h.machine(t)
 	defer m.Close()
 	r := &recorder{m: m}
-	m.Trace = func(s machine.Step) { r.out.steps = append(r.out.steps, s) }
+	m.Trace = r.out.trace
 	if err := errors.Join(m.LogDirty(true), m.SetLogged(true)); err != nil {
 		return nil, err
 	}
-	r.p = &lockstep.Primary[board.Effect]{Machine: m, Log: lockstep.NewRecorder(m.Base())}
+	r.walk = walker{Machine: m, plan: &r.plan, exits: &r.exits, limit: &r.attacks}
+	r.p = &lockstep.Primary[board.Effect]{Machine: &r.walk, Log: lockstep.NewRecorder(m.Base())}
 	r.attacks = maxInputs
 	if plan != nil {
 		r.plan, r.attacks = *plan, 0
@@ -130,6 +187,9 @@ func (h *host) record(t testing.TB, plan *Plan) (*outcome, error) {
 		}
 	}
 	r.p.Mark()
+	if plan != nil {
+		r.out.attacks = r.attacks
+	}
 	_, r.out.log = r.p.Log.Take()
 	return &r.out, r.out.finish(m)
 }
@@ -171,9 +231,20 @@ func (r *recorder) step() error {
 	}
 	switch exit.Kind {
 	case lockstep.Async:
-		return r.capture()
+		if err := r.capture(); err != nil || r.plan.Place != Kicks {
+			return err
+		}
+		r.p.Mark()
+		return r.attack(r.walk.at)
+	case lockstep.Pointed:
+		r.out.points++
+		r.p.Mark()
+		return r.attack(r.walk.at)
 	case lockstep.Trapped:
 		r.p.Mark()
+		if r.plan.Place != Traps {
+			break
+		}
 		return r.attack(exit.Traps)
 	}
 	r.exits++
@@ -198,7 +269,9 @@ func (r *recorder) attack(n uint64) error {
 	}
 	r.attacks++
 	if r.plan.Action == Resync {
-		r.m.Kick()
+		if r.plan.Place < Points {
+			r.m.Kick()
+		}
 		return nil
 	}
 	for _, e := range r.plan.Action.Inputs(n) {
@@ -221,7 +294,7 @@ func (h *host) replay(t testing.TB, want *outcome) (*outcome, error) {
 		return nil, err
 	}
 	var out outcome
-	m.Trace = func(s machine.Step) { out.steps = append(out.steps, s) }
+	m.Trace = out.trace
 	s := &lockstep.Secondary[board.Effect]{Machine: m, Log: lockstep.NewReplayer(m.Base())}
 	if err := s.Log.Feed(0, want.log); err != nil {
 		return nil, err
@@ -344,18 +417,27 @@ func (h *host) same(t testing.TB, o *outcome) {
 	}
 }
 
-// TestTorture attacks the guest at each of its exits and traps, and replays
-// each recording.
+// TestTorture attacks the guest at each of its exits and traps, and between its
+// instructions, and replays each recording.
 func TestTorture(t *testing.T) {
 	lock(t)
 	h := newHost(t)
 	exits, traps := h.base(t)
-	places := [...]uint64{Exits: exits, Traps: traps}
-	for place := Exits; place <= Traps; place++ {
+	all := [...]uint64{Exits: exits, Traps: traps}
+	for place := Exits; place < places; place++ {
 		for action := range Actions {
-			set := Dense(place, action, *every)
-			if *full {
-				set = Sparse(place, action, places[place])
+			var set []Plan
+			switch {
+			case place >= Points && action != Timer && action != All && action != Resync:
+				continue // All has them
+			case place >= Points && *full:
+				set = Dense(place, action, *apart)
+			case place >= Points:
+				set = []Plan{{Place: place, Action: action, First: uint64(action), Every: 11, Exits: 40}}
+			case *full:
+				set = Sparse(place, action, all[place])
+			default:
+				set = Dense(place, action, *every)
 			}
 			t.Run(fmt.Sprint(actionNames[action], " at ", placeNames[place]), func(t *testing.T) { h.attack(t, set) })
 		}
@@ -369,7 +451,7 @@ const maxBad = 3
 func (h *host) attack(t *testing.T, set []Plan) {
 	lock(t)
 	begun := time.Now()
-	var positions, resyncs, bytes uint64
+	var sum outcome
 	digests := map[string]bool{}
 	bad := 0
 	for _, plan := range set {
@@ -381,9 +463,7 @@ func (h *host) attack(t *testing.T, set []Plan) {
 			}
 			continue
 		}
-		positions += want.position
-		resyncs += uint64(want.resyncs)
-		bytes += uint64(len(want.log))
+		sum.add(want)
 		digests[want.console] = true
 		got, err := h.replay(t, want)
 		failed := t.Failed()
@@ -398,6 +478,14 @@ func (h *host) attack(t *testing.T, set []Plan) {
 			}
 		}
 	}
-	t.Logf("%d runs, %d exits, %d resyncs, log %d bytes, %d digests, %.1f s",
-		len(set), positions, resyncs, bytes, len(digests), time.Since(begun).Seconds())
+	t.Logf("%d runs, %d exits, %d attacks, %d points, %d resyncs, log %d bytes, %d digests, %.1f s",
+		len(set), sum.position, sum.attacks, sum.points, sum.resyncs, sum.logged, len(digests), time.Since(begun).Seconds())
+}
+
+func (o *outcome) add(x *outcome) {
+	o.position += x.position
+	o.attacks += x.attacks
+	o.points += x.points
+	o.resyncs += x.resyncs
+	o.logged += len(x.log)
 }

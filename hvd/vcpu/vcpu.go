@@ -75,6 +75,18 @@ func (c *CPU) Kick() {
 	}
 }
 
+// Kicked says whether a Kick has come that no Enter has answered yet.
+func (c *CPU) Kicked() bool { return c.kicked.Load() }
+
+// TakeKick is Kicked, and answers it.
+func (c *CPU) TakeKick() bool {
+	if !c.kicked.Swap(false) {
+		return false
+	}
+	c.SetImmediateExit(false)
+	return true
+}
+
 // Enter runs the guest to its next counted exit. kvm.ErrInterrupted means that
 // a Kick came first. The calling goroutine must be locked to its thread.
 func (c *CPU) Enter() error {

@@ -26,6 +26,7 @@ type kicker struct {
 	entered atomic.Int64 // host time when the guest was entered
 	asked   atomic.Int64 // since when somebody wants the loop (UnixNano); 0: nobody
 	kicked  atomic.Bool  // Kick was called for this run
+	soon    atomic.Bool  // a kick costs no resync
 	timer   int          // timerfd
 	file    *os.File     // the same, for reading
 	done    chan struct{}
@@ -99,10 +100,11 @@ func (k *kicker) watch(e *Engine) {
 			since = min(since, t)
 		}
 		late := time.Duration(time.Now().UnixNano() - max(since, k.entered.Load()))
-		if late >= e.cfg.StopAfter {
+		soon := k.soon.Load()
+		if late >= e.cfg.StopAfter && !soon {
 			k.m.RequestStop()
 		}
-		if late >= e.cfg.KickAfter && !k.kicked.Swap(true) {
+		if (late >= e.cfg.KickAfter || late >= e.cfg.StopAfter && soon) && !k.kicked.Swap(true) {
 			k.m.Kick()
 		}
 	}

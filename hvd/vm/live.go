@@ -30,6 +30,11 @@ func (e *Engine) Live(ctx context.Context) error {
 	if err := e.m.SetFresh(e.cfg.Window); err != nil {
 		return err
 	}
+	unlocate, err := e.locate()
+	if err != nil {
+		return err
+	}
+	defer unlocate()
 	if e.primary == nil {
 		// A former secondary forgets no more of what is written: its own
 		// secondary's seeding will need it.
@@ -189,7 +194,10 @@ func (e *Engine) run(ctx context.Context) error {
 	e.Stats.ran(e.m)
 	e.lastTrap = exit.Kind == lockstep.Trapped
 	e.at = placeOf(e.m, exit.Kind)
-	if exit.Kind == lockstep.Async {
+	switch exit.Kind {
+	case lockstep.Pointed:
+		e.Stats.Points.Add(1)
+	case lockstep.Async:
 		if err := e.interrupted(); err != nil {
 			return err
 		}

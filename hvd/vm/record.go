@@ -35,6 +35,7 @@ func (e *Engine) Record(send func(lsn uint64, batch []byte)) error {
 		return err
 	}
 	e.startTraps()
+	e.makePoints(true)
 	e.primary = &lockstep.Primary[board.Effect]{Machine: e.m, Log: lockstep.NewRecorder(e.m.Base())}
 	e.send = send
 	e.flushed, e.marked = time.Now(), time.Now()
@@ -59,6 +60,7 @@ func (e *Engine) EndLog() error {
 		return err
 	}
 	e.stopTraps()
+	e.makePoints(false)
 	return e.m.LogDirty(false)
 }
 

@@ -116,6 +116,11 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 	if err := e.m.SetLogged(true); err != nil {
 		return err
 	}
+	unlocate, err := e.locate()
+	if err != nil {
+		return err
+	}
+	defer unlocate()
 	defer context.AfterFunc(ctx, e.interrupt)()
 	s := &lockstep.Secondary[board.Effect]{Machine: e.m, Log: lockstep.NewReplayer(base)}
 	if p := e.prefetch; p != nil {

@@ -16,9 +16,10 @@ type Stats struct {
 	Resyncs, ResyncBytes atomic.Uint64
 	// Of a primary: logged inputs by what the guest had come to when they were
 	// applied, and the set of traps in force (flags of kvm.Counted).
-	AtExit, AtTrap, AtResync, Traps atomic.Uint64
-	byTrap                          [kvm.Kinds]uint64 // AtTrap by kind; the loop's
-	LogBytes                        atomic.Uint64
+	AtExit, AtTrap, AtPoint, AtResync, Traps atomic.Uint64
+	Points                                   atomic.Uint64     // of a primary: kicks that ended at a point
+	byTrap                                   [kvm.Kinds]uint64 // AtTrap by kind; the loop's
+	LogBytes                                 atomic.Uint64
 	// Of a primary: completed reads of disks in the log, those of them that are
 	// references, and the bytes of log that all of them and the references take.
 	Reads, ReadRefs, ReadLogBytes, RefLogBytes atomic.Uint64

@@ -12,7 +12,7 @@ import (
 
 // place is how the guest was brought to the present position: the locator.
 type place struct {
-	kind lockstep.ExitKind // Async: by a resync
+	kind lockstep.ExitKind // Pointed: by counted branches; Async: by a resync
 	trap int               // Trapped: the kind of trap, kvm.Kind*
 }
 
@@ -35,6 +35,8 @@ func (s *Stats) placed(at place, kind event.Kind) {
 	case lockstep.Trapped:
 		s.AtTrap.Add(1)
 		s.byTrap[at.trap]++
+	case lockstep.Pointed:
+		s.AtPoint.Add(1)
 	case lockstep.Async:
 		s.AtResync.Add(1)
 	default:
@@ -42,9 +44,13 @@ func (s *Stats) placed(at place, kind event.Kind) {
 	}
 }
 
-// startTraps has a log begin with the initial set.
+// startTraps has a log begin with the initial set; with none where a kick is as
+// good.
 func (e *Engine) startTraps() {
-	if e.m.Traps() == 0 {
+	switch {
+	case e.points():
+		e.m.SetTraps(0)
+	case e.m.Traps() == 0:
 		e.m.SetTraps(trapset.Initial)
 	}
 	e.Stats.Traps.Store(e.m.Traps())
@@ -60,7 +66,7 @@ func (e *Engine) stopTraps() {
 // chooseTraps lets the primary's set of traps follow the load.
 func (e *Engine) chooseTraps() error {
 	now := e.clock.now()
-	if e.primary == nil || now-e.chosen < uint64(chooseEvery) {
+	if e.primary == nil || e.points() || now-e.chosen < uint64(chooseEvery) {
 		return nil
 	}
 	e.chosen = now

@@ -5,9 +5,9 @@
 // # Place
 //
 // hvd/vmproc, the process of a VM, tells an Engine what to do.
-// It imports hvd/{board,diskref,event,kvm,lockstep,machine,mem,trapset,virtio/blk} and
-// nothing of the link or the volume: those are behind Rim, Source, and the functions
-// that take the log.
+// It imports hvd/{board,diskref,event,kvm,locate,lockstep,machine,mem,trapset,virtio/blk}
+// and nothing of the link or the volume: those are behind Rim, Source, and the
+// functions that take the log.
 //
 // # Threads
 //
@@ -23,7 +23,8 @@
 //
 // A kicker goroutine watches that inputs don't wait longer than the guest may
 // run without an exit: it asks for a stop at a counted trap first, and kicks
-// the CPU later.
+// the CPU later. The kick ends at a point of hvd/locate where both hosts find
+// such, else in a resync.
 //
 // # The loop of a live machine
 //
@@ -43,6 +44,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/trapset"
@@ -69,6 +71,10 @@ type Config struct {
 	// log refers to, until it asks its primary; default 50 ms.
 	ReadPatience time.Duration
 	Costs        trapset.Costs // what traps and resyncs take of this host; default a server's
+
+	// Locator is how this host finds points between two exits; by default it
+	// doesn't. A log has points only if its reader finds them, too.
+	Locator locate.Locator
 
 	// Choose says what a primary counts; default the choice of hvd/trapset.
 	Choose func(trapset.Load) (trapset.Choice, bool)
@@ -128,6 +134,7 @@ type Engine struct {
 	tape      *tape       // a recording, or nil
 	reads     reads
 	seeding   bool
+	blind     bool       // the log's reader can't find points
 	ended     chan error // the guest's own end, once it was let out
 
 	// Of a secondary.

@@ -11,7 +11,7 @@ import (
 	"github.com/duet-ft/duet/hvd/machine"
 )
 
-// divergenceReport is a Control frame: a secondary tells its primary what
+// divergenceReport is of a Control frame: a secondary tells its primary what
 // differs and which exits it made since both were known to be equal. Only the
 // primary can say which of them is the first that differs.
 type divergenceReport struct {
@@ -30,11 +30,7 @@ func (p *Process) tellDiverged(g *guest, err error) {
 	if d == nil || conn == nil {
 		return
 	}
-	b, err := json.Marshal(divergenceReport{d.Kind, d.Position, d.Detail, exits})
-	if err != nil {
-		p.complain(err)
-		return
-	}
+	b := control{Divergence: &divergenceReport{d.Kind, d.Position, d.Detail, exits}}.encode()
 	if len(b) > wire.TypeControl.Limit() {
 		p.say(fmt.Sprintf("the report of %d exits is too long to be sent", len(exits)))
 		return
@@ -43,18 +39,31 @@ func (p *Process) tellDiverged(g *guest, err error) {
 	_ = conn.Send(wire.Frame{Type: wire.TypeControl, Payload: b})
 }
 
+// heardControl takes a Control frame.
+func (p *Process) heardControl(c *session.Conn, payload []byte) error {
+	var m control
+	if err := json.Unmarshal(payload, &m); err != nil {
+		return fmt.Errorf("%w: control: %w", wire.ErrFrame, err)
+	}
+	if m.Points != nil {
+		p.mu.Lock()
+		p.blind = !*m.Points
+		p.mu.Unlock()
+	}
+	if m.Divergence != nil {
+		p.heardDiverged(c, *m.Divergence)
+	}
+	return nil
+}
+
 // heardDiverged notes what the secondary reports, with the first exit that
 // differs.
-func (p *Process) heardDiverged(c *session.Conn, payload []byte) error {
-	var r divergenceReport
-	if err := json.Unmarshal(payload, &r); err != nil {
-		return fmt.Errorf("%w: divergence report: %w", wire.ErrFrame, err)
-	}
+func (p *Process) heardDiverged(c *session.Conn, r divergenceReport) {
 	p.mu.Lock()
 	g := p.guest
 	p.mu.Unlock()
 	if g == nil || !g.rim.live.Load() {
-		return nil
+		return
 	}
 	// Not here: the engine may wait for the loop, which may wait for this
 	// stream.
@@ -74,7 +83,6 @@ func (p *Process) heardDiverged(c *session.Conn, payload []byte) error {
 		p.complain(err)
 		p.noteDivergence(c, d)
 	}()
-	return nil
 }
 
 func (p *Process) noteDivergence(c *session.Conn, d api.Divergence) {

@@ -71,7 +71,7 @@ func (p *Process) newGuest(ctx context.Context, memory *mem.Memory) (*guest, err
 // engineConfig slows the clockwork down where the host itself is emulated:
 // every exit costs some twenty times more there.
 func (p *Process) engineConfig() vm.Config {
-	c := vm.Config{Level: lockstep.Verified, SharedDisks: true}
+	c := vm.Config{Level: lockstep.Verified, SharedDisks: true, Locator: p.by}
 	if p.def.Output == volume.OutputReceived {
 		c.Level = lockstep.Received
 	}

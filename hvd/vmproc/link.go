@@ -111,7 +111,7 @@ func (p *Process) frame(c *session.Conn, f wire.Frame) error {
 		}
 		return p.beginSeed(c.Peer().Incarnation, c, s)
 	case wire.TypeControl:
-		return p.heardDiverged(c, f.Payload)
+		return p.heardControl(c, f.Payload)
 	case wire.TypeHave:
 		p.mu.Lock()
 		offer := p.offer

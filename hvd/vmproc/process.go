@@ -53,6 +53,7 @@ import (
 	"github.com/duet-ft/duet/hvd/hostkey"
 	"github.com/duet-ft/duet/hvd/iscsi"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/nexus"
 	"github.com/duet-ft/duet/hvd/vcpu"
@@ -65,6 +66,7 @@ type Options struct {
 	HostConfig string // path of host.json
 	KeyFile    string // path of host.key
 	RunDir     string // for this VM's sockets
+	Locator    string // how the guest is stopped between two exits: see chooseLocator
 }
 
 // minProcs is the least number of Go processors: the guest's thread, the
@@ -91,6 +93,8 @@ type Process struct {
 	key  ed25519.PrivateKey
 	def  volume.Definition
 	own  traits
+	by   locate.Locator // how this host finds points between two exits
+	why  string         // why so, one line
 
 	sys     *kvm.System
 	session *iscsi.Session
@@ -126,6 +130,7 @@ type Process struct {
 	failed   *api.Failover
 	refused  refusal
 	seeded   *api.Seed
+	blind    bool   // the other host finds no points
 	diverged uint64 // divergences that secondaries of this copy reported
 
 	given atomic.Uint64 // reads whose data a secondary asked for
@@ -188,6 +193,9 @@ func (p *Process) open(ctx context.Context) error {
 		return err
 	}
 	if p.own, err = hostTraits(p.sys); err != nil {
+		return err
+	}
+	if p.by, p.why, err = chooseLocator(p.sys, p.opt.Locator); err != nil {
 		return err
 	}
 	if err := p.openVolume(ctx); err != nil {

@@ -23,7 +23,8 @@ import (
 
 // A state transfer on the stream:
 //
-//	SeedBegin  seedHeader; answered by Have frames, up to an empty one
+//	SeedBegin  seedHeader; answered by a Control frame that says whether the log may
+//	           have points, and Have frames, up to an empty one
 //	Pages      some thousand; a page that comes again counts anew
 //	State      the machine's rest, JSON of seedState, in pieces
 //	SeedEnd    empty
@@ -170,6 +171,12 @@ func (p *Process) sendSeed(ctx context.Context, conn *session.Conn, g *guest, se
 	if err := h.wait(ctx); err != nil {
 		return vm.SeedStats{}, err
 	}
+	p.mu.Lock()
+	blind := p.blind // said before the list's end
+	p.mu.Unlock()
+	if err := g.engine.Blind(ctx, blind); err != nil {
+		return vm.SeedStats{}, err
+	}
 	s := &sender{conn: conn, accessed: g.accessed}
 	return g.engine.Seed(ctx, s, h.known, s.log)
 }
@@ -231,7 +238,7 @@ func (p *Process) beginSeed(from uint64, c *session.Conn, s seedHeader) error {
 	in.telling.Add(1)
 	go func() {
 		defer in.telling.Done()
-		if err := in.tellHave(c, s.Salt, old != nil); err != nil {
+		if err := errors.Join(p.tellPoints(c), in.tellHave(c, s.Salt, old != nil)); err != nil {
 			c.Abort(err)
 		}
 	}()

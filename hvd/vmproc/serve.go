@@ -133,7 +133,7 @@ func (p *Process) status() api.VM {
 	if g == nil || g.engine == nil {
 		return s
 	}
-	s.Accessed = g.accessed.String()
+	s.Accessed, s.Locator, s.LocatorWhy = g.accessed.String(), p.locator(), p.why
 	x := &g.engine.Stats
 	s.Error = cmp.Or(s.Error, resting(x.Faults()))
 	s.Position, s.ClockNS = x.Position.Load(), x.Clock.Load()
@@ -143,7 +143,7 @@ func (p *Process) status() api.VM {
 	s.Counters = api.Counters{
 		Exits: x.Exits.Load(), Ticks: x.Ticks.Load(), Inputs: x.Inputs.Load(),
 		Resyncs: x.Resyncs.Load(), ResyncBytes: x.ResyncBytes.Load(), LogBytes: x.LogBytes.Load(),
-		AtExit: x.AtExit.Load(), AtTrap: x.AtTrap.Load(), AtResync: x.AtResync.Load(), Traps: strings.Join(vm.TrapNames(x.Traps.Load()), ","),
+		AtExit: x.AtExit.Load(), AtTrap: x.AtTrap.Load(), AtPoint: x.AtPoint.Load(), Points: x.Points.Load(), AtResync: x.AtResync.Load(), Traps: strings.Join(vm.TrapNames(x.Traps.Load()), ","),
 		Throttled: x.Throttled.Load(), Divergences: x.Divergences.Load() + p.diverged,
 		DiskReads: g.rim.reads.Load(), DiskWrites: g.rim.writes.Load(),
 		LoggedReads: x.Reads.Load(), ReadLogBytes: x.ReadLogBytes.Load(),

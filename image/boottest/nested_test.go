@@ -42,6 +42,7 @@ func TestInHost(t *testing.T) {
 		{pkg: "hvd/vm", run: "TestEarlyReplay$", guest: true},
 		{pkg: "hvd/vm", run: "TestEarlyReplayOfEachSet", guest: true},
 		{pkg: "hvd/playback", run: "Test[GC]"},
+		{pkg: "hvd/vm", run: "Test(Points|Blind)"},
 		{pkg: "hvd/vm", run: "TestTape", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplay$", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplayOfChangingSets", guest: true},
