@@ -216,7 +216,8 @@ func (m *Machine) pointed(e event.Entry) error {
 	}
 	m.hash = xxh3.Hash(b)
 	m.pos++
-	m.entered, m.halted, m.whole, m.digest = false, false, true, nil
+	m.entered, m.halted, m.whole, m.behind, m.digest = false, false, true, false, nil
+	m.Board.TakeEOI()
 	if m.logged {
 		m.trail.drop(Crumb{Position: m.pos, Fingerprint: m.hash, Reason: reasonPoint, Data: e.Count, RIP: e.RIP})
 	}
