@@ -15,7 +15,8 @@ help:
 	@echo 'make demo [SEED=n] [KEEP=1]   a pair in QEMU whose hosts are killed under load'
 	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n plays one, with a trace'
 	@echo 'make soak [RUNS=n] [SEED=s]   record and replay unmodified guests at work until something differs'
-	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions'
+	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions;'
+	@echo '                      PROFILE=file writes where hvd spends them while it records'
 	@echo 'make image [OUT=FILE] the disk image of a host'
 	@echo 'make kernel           rebuild image/kernel/vmlinuz'
 	@echo 'make fmt              format all sources'
@@ -46,8 +47,12 @@ soak:
 	go run ./image/soak $(if $(RUNS),-runs $(RUNS)) $(if $(SEED),-seed $(SEED))
 
 bench:
+ifdef PROFILE
+	go run ./image/bench -profile $(PROFILE)
+else
 	go test -run '^$$' -bench . -benchmem ./hvd/event ./ftlink/session ./ftlink/wire ./hvd/iscsi
 	go run ./image/bench
+endif
 
 image:
 	go run ./image build $(if $(OUT),-o $(OUT))

@@ -20,8 +20,8 @@ import (
 
 // BenchmarkGuest measures what a guest's work costs its host, alone and
 // recorded, in one run on one guest: processor time, exits and log for requests
-// to its Redis, a tick while it idles, and a program that only computes. The
-// log's reader acknowledges at once, so the link isn't in it.
+// to its Redis and a tick while it idles. The log's reader acknowledges at once,
+// so the link isn't in it.
 func BenchmarkGuest(b *testing.B) {
 	sys := duetKVM(b)
 	m := bootDebian(b, sys)
@@ -93,13 +93,6 @@ type benchGuest struct {
 	redis *redis
 }
 
-// compute is a Lua program that Redis runs: as many rounds of SHA-1 as KEYS
-// says. It makes no exit by itself.
-const compute = "local h = '' for i = 1, tonumber(KEYS[1]) do h = redis.sha1hex(h) end return h"
-
-// computeRounds are some milliseconds.
-const computeRounds = "20000"
-
 // requests are what the benchmark asks the guest's Redis for, by name, and
 // when it writes its log to the disk (appendfsync) meanwhile.
 var requests = []struct {
@@ -109,7 +102,6 @@ var requests = []struct {
 	{"GET", "no", []string{"GET", "bench"}},
 	{"INCR", "no", []string{"INCR", "counter"}},
 	{"SET-synced", "always", []string{"SET", "bench", "some sixteen bytes"}},
-	{"compute", "no", []string{"EVAL", compute, "1", computeRounds}},
 }
 
 func (g *benchGuest) measure(b *testing.B) {

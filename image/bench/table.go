@@ -49,10 +49,10 @@ type row struct {
 	alone, recorded figures
 }
 
-// The parts of hvd/vm's benchmark.
+// What the names of hvd/vm's benchmarks have in the middle.
 const (
-	alone    = "Guest/alone/"
-	recorded = "Guest/recorded/"
+	alone    = "/alone/"
+	recorded = "/recorded/"
 )
 
 // compare joins what was measured twice, in the order of the second time.
@@ -60,9 +60,9 @@ func compare(list []result) []row {
 	first := map[string]figures{}
 	var rows []row
 	for _, r := range list {
-		if name, ok := strings.CutPrefix(r.name, alone); ok {
+		if _, name, ok := strings.Cut(r.name, alone); ok {
 			first[name] = r.figures
-		} else if name, ok := strings.CutPrefix(r.name, recorded); ok && first[name] != nil {
+		} else if _, name, ok := strings.Cut(r.name, recorded); ok && first[name] != nil {
 			rows = append(rows, row{name, first[name], r.figures})
 		}
 	}

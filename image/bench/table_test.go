@@ -12,6 +12,8 @@ exits of GET: halt 1.00, memory 0xfee000b0 1.00
 BenchmarkGuest/alone/GET         	     100	    200000 cpu-ns/op	         4.000 exits/op	    100000 guest-ns/op	         0 log-B/op	         0 resync-B/op
 BenchmarkGuest/alone/gone        	     100	    200000 cpu-ns/op
 BenchmarkGuest/recorded/GET      	     100	    250000 cpu-ns/op	         4.250 exits/op	    110000 guest-ns/op	        90.50 log-B/op	         0 resync-B/op
+BenchmarkWork/alone/cpu        	       2	      1000 cpu-ns/op
+BenchmarkWork/recorded/cpu     	       2	      1020 cpu-ns/op
 BenchmarkGuest/recorded/new      	     100	    250000 cpu-ns/op
 BenchmarkExit/kvm                	    1000	      9000 ns/op
 Benchmark nonsense
@@ -20,11 +22,11 @@ PASS
 
 func TestCompare(t *testing.T) {
 	list := parse(strings.NewReader(printed))
-	if len(list) != 5 || list[4].name != "Exit/kvm" || list[4].figures["ns/op"] != 9000 {
+	if len(list) != 7 || list[6].name != "Exit/kvm" || list[6].figures["ns/op"] != 9000 {
 		t.Errorf("parsed %+v", list)
 	}
 	rows := compare(list)
-	if len(rows) != 1 || rows[0].name != "GET" {
+	if len(rows) != 2 || rows[0].name != "GET" || rows[1].name != "cpu" {
 		t.Fatalf("rows %+v", rows)
 	}
 	var fields []string
