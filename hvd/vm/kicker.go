@@ -54,8 +54,7 @@ func (k *kicker) ask() { k.asked.CompareAndSwap(0, time.Now().UnixNano()) }
 // enter is called before the guest runs; due is when the next timer is due. A
 // guest that makes exits gets what is overdue there, so only the time since the
 // last exit counts.
-func (k *kicker) enter(due time.Time) {
-	now := time.Now()
+func (k *kicker) enter(now, due time.Time) {
 	if due.Before(now) {
 		due = now
 	}

@@ -228,7 +228,7 @@ func recordReplay(t *testing.T, cfg Config, workload func(context.Context, *test
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Fatalf("the guest ended: %v\nconsole:\n%s", err, rim.tail())
 	}
-	if err := e.flush(true); err != nil {
+	if err := e.flush(time.Now(), true); err != nil {
 		t.Fatal(err)
 	}
 	report(t, "record", e, time.Since(begun))
