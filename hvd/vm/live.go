@@ -216,8 +216,10 @@ func (e *Engine) held() int {
 // interrupted makes a position of where the host stopped the guest.
 func (e *Engine) interrupted() error {
 	if e.primary == nil {
+		e.kick.cost(0)
 		return e.m.Break()
 	}
+	begun := time.Now()
 	pos := e.m.Position()
 	data, err := e.m.Capture()
 	if err != nil {
@@ -226,6 +228,7 @@ func (e *Engine) interrupted() error {
 	e.Stats.Resyncs.Add(1)
 	e.Stats.ResyncBytes.Add(uint64(len(data)))
 	e.primary.Log.Input(event.Entry{Pos: pos, Kind: event.Resync, Data: data})
+	e.kick.cost(time.Since(begun))
 	return nil
 }
 
