@@ -15,7 +15,7 @@
 // n to the next: Stop and Resync. They carry position n; what they made is
 // exit n+1.
 //
-// # Layout, version 3
+// # Layout, version 4
 //
 // A log is a sequence of entries without padding. Integers are unsigned
 // LEB128 varints unless said otherwise.
@@ -36,7 +36,7 @@
 //	7  Console    length, bytes
 //	8  Power      (nothing)
 //	9  Stop       traps less the last stop's traps
-//	10 Resync     length, bytes (hvd/machine's capture)
+//	10 Resync     length, bytes (hvd/machine's capture, packed by hvd/transfer)
 //	11 Mark       fingerprint's low half, u32 little endian
 //	12 Live       epoch
 //	13 Jump       now less the last now (ns)
@@ -55,7 +55,7 @@ import (
 )
 
 // Version is the version of the layout above.
-const Version = 3
+const Version = 4
 
 // MaxData bounds the bytes that one entry carries.
 const MaxData = 320 << 20
