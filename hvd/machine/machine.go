@@ -97,6 +97,7 @@ type Machine struct {
 	fresh   uint64           // host time-stamp ticks that an anchor stays fresh; 0: for ever
 	effects []board.Effect
 	scratch []byte
+	packed  []byte   // Capture's last result
 	step    Step     // the last exit
 	dirty   []uint64 // pages written since the last harvest
 	can     uint64   // kvm.Counted flags that this host can count
