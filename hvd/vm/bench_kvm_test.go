@@ -27,7 +27,7 @@ func BenchmarkGuest(b *testing.B) {
 	m := bootDebian(b, sys)
 	defer m.Close()
 	rim := newTestRim(b)
-	e := New(m, rim, tcgConfig())
+	e := New(m, rim, benchConfig())
 	rim.engine = e
 	rim.openNetwork(b)
 	defer rim.close()

@@ -44,7 +44,7 @@ func recordBoot(b *testing.B, sys *kvm.System, log *bytes.Buffer) (event.Base, s
 	m := bootDebian(b, sys)
 	defer m.Close()
 	rim := newTestRim(b)
-	e := New(m, rim, tcgConfig())
+	e := New(m, rim, benchConfig())
 	rim.engine = e
 	base := m.Base()
 	startLog(b, e, m, log)
@@ -59,7 +59,7 @@ func recordBoot(b *testing.B, sys *kvm.System, log *bytes.Buffer) (event.Base, s
 	}
 	after := guest.spent(b)
 	stop()
-	if err := e.flush(true); err != nil {
+	if err := e.flush(time.Now(), true); err != nil {
 		b.Fatal(err)
 	}
 	return base, spent{after.thread - before.thread, after.all - before.all}
@@ -77,7 +77,7 @@ func replayBoot(b *testing.B, sys *kvm.System, base event.Base, log []byte) spen
 	if err := m.Track(); err != nil {
 		b.Fatal(err)
 	}
-	e := New(m, discard{}, tcgConfig())
+	e := New(m, discard{}, benchConfig())
 	if err := e.Feed(0, log); err != nil {
 		b.Fatal(err)
 	}

@@ -55,17 +55,21 @@ type what struct {
 	guest                  func(context.Context, func(string)) (string, error)
 }
 
+// vmPkg measures guests, which run the distribution's own kernel.
+const vmPkg, kernel = "./hvd/vm", "6.1."
+
 func plain(ctx context.Context, say func(string)) (string, error) { return guest.Build(ctx, "", say) }
 
 var (
 	costs = []what{
 		{"./hvd/machine", ".", "1000x", plain},
 		{"./ftlink/session", "RoundTrip", "1000x", plain},
-		{"./hvd/vm", "Guest", "100x", plain},
-		{"./hvd/vm", "Work", "3x", workload.BuildGuest},
+		{vmPkg, "Guest", "100x", plain},
+		{vmPkg, "Replay", "1x", plain},
+		{vmPkg, "Work", "3x", workload.BuildGuest},
 	}
-	locators = []what{{"./hvd/vm", "Traps", "1x", plain}}
-	profiled = []what{{"./hvd/vm", "Work/recorded", "6x", workload.BuildGuest}}
+	locators = []what{{vmPkg, "Traps", "1x", plain}}
+	profiled = []what{{vmPkg, "Work/recorded", "6x", workload.BuildGuest}}
 )
 
 func run(ctx context.Context, traps, count bool, profile string) error {
@@ -88,7 +92,8 @@ func run(ctx context.Context, traps, count bool, profile string) error {
 	if err := b.run(ctx, costs); err != nil {
 		return err
 	}
-	rows := compare(parse(&b.printed))
+	list := parse(&b.printed)
+	rows := compare(list)
 	if len(rows) == 0 {
 		return errors.New("the benchmarks printed nothing to compare")
 	}
@@ -96,7 +101,7 @@ func run(ctx context.Context, traps, count bool, profile string) error {
 	if !count {
 		unit = "ns, emulated"
 	}
-	fmt.Print(table(rows, unit))
+	fmt.Print(table(rows, unit), replays(list, unit))
 	return nil
 }
 
@@ -116,11 +121,14 @@ func (b *bench) run(ctx context.Context, list []what) (err error) {
 		if e != nil {
 			return errors.Join(err, e)
 		}
+		args := append([]string{
+			"-test.run=^$", "-test.bench=" + of.benchmarks, "-test.benchtime=" + of.times, "-test.timeout=30m",
+		}, b.args...)
+		if of.pkg == vmPkg {
+			args = append(args, fmt.Sprintf("-counted=%t", b.count), "-soak.kernel="+kernel)
+		}
 		err = errors.Join(err, nested.Run(ctx, b.dir, nested.Config{
-			Kernel: "image/kernel/vmlinuz", Package: of.pkg, Disks: []string{image}, Kept: b.kept, MemoryMiB: 2000,
-			Args: append([]string{
-				"-test.run=^$", "-test.bench=" + of.benchmarks, "-test.benchtime=" + of.times, "-test.timeout=30m",
-			}, b.args...),
+			Kernel: "image/kernel/vmlinuz", Package: of.pkg, Disks: []string{image}, Kept: b.kept, MemoryMiB: 2000, Args: args,
 			Log: io.MultiWriter(os.Stdout, &b.printed), CountInstructions: b.count,
 		}))
 	}
