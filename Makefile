@@ -16,7 +16,8 @@ help:
 	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n plays one, with a trace'
 	@echo 'make soak [RUNS=n] [SEED=s]   record and replay unmodified guests at work until something differs'
 	@echo 'make torture          inputs at every exit, trap and instruction of a small guest, replayed (an hour)'
-	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions'
+	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions;'
+	@echo '                      PROFILE=file writes where hvd spends them while it records'
 	@echo 'make image [OUT=FILE] the disk image of a host'
 	@echo 'make kernel           rebuild image/kernel/vmlinuz'
 	@echo 'make fmt              format all sources'
@@ -50,8 +51,12 @@ torture:
 	DUET_TEST_ARGS=-torture.full go test -count=1 -timeout 24h -v -run TestInHost/hvd/torture ./image/boottest
 
 bench:
+ifdef PROFILE
+	go run ./image/bench -profile $(PROFILE)
+else
 	go test -run '^$$' -bench . -benchmem ./hvd/event ./ftlink/session ./ftlink/wire ./hvd/iscsi
 	go run ./image/bench
+endif
 
 image:
 	go run ./image build $(if $(OUT),-o $(OUT))

@@ -36,7 +36,7 @@
 //	7  Console    length, bytes
 //	8  Power      (nothing)
 //	9  Stop       traps less the last stop's traps
-//	10 Resync     length, bytes (hvd/machine's capture)
+//	10 Resync     length, bytes (hvd/machine's capture, packed by hvd/transfer)
 //	11 Mark       fingerprint's low half, u32 little endian
 //	12 Live       epoch
 //	13 Jump       now less the last now (ns)

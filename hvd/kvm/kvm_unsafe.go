@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"unsafe"
 
@@ -120,6 +121,7 @@ type VM struct {
 	fd    int
 	slots []mem.Region
 	mem   *mem.Memory
+	dirty []uint64 // TakeDirty's: a slot's bitmap
 }
 
 // NewVM makes a virtual machine with the given flags of Duet's capability and
@@ -222,11 +224,12 @@ func (v *VM) LogDirty(on bool) error {
 
 // TakeDirty merges the pages that the guest has written since the last call
 // into set, one bit a page of the mapping, and write-protects them again. The
-// virtual CPU must be stopped.
+// virtual CPU must be stopped. One caller at a time.
 func (v *VM) TakeDirty(set []uint64) error {
 	for slot, r := range v.slots {
 		pages := r.Size / mem.PageSize
-		bits := make([]uint64, (pages+63)/64)
+		v.dirty = slices.Grow(v.dirty[:0], int(pages+63)/64)
+		bits := v.dirty[:(pages+63)/64] // the kernel writes all of it
 		get := struct {
 			slot, _ uint32
 			bitmap  *uint64
@@ -237,8 +240,10 @@ func (v *VM) TakeDirty(set []uint64) error {
 		any := false
 		first := r.Offset / mem.PageSize // a multiple of 64: the hole is at 3 GiB
 		for i, w := range bits {
-			set[int(first/64)+i] |= w
-			any = any || w != 0
+			if w != 0 {
+				set[int(first/64)+i] |= w
+				any = true
+			}
 		}
 		if !any {
 			continue

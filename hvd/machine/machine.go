@@ -102,13 +102,14 @@ type Machine struct {
 	fresh   uint64           // host time-stamp ticks that an anchor stays fresh; 0: for ever
 	effects []board.Effect
 	scratch []byte
+	packed  []byte        // Capture's last result
 	step    Step          // the last exit
+	memo    transfer.Memo // what the log's last resyncs brought
 	dirty   []uint64      // pages written since the last harvest
 	can     uint64        // kvm.Counted flags that this host can count
 	every   uint64        // deadlines from one harvest of the dirty log to the next
 	cleanAt uint64        // the position of the last one
 	harvest uint64        // deadlines since the last harvest
-	memo    transfer.Memo // what the log's last resyncs brought
 	reaped  uint64        // harvests so far
 	logging bool          // KVM logs dirty pages
 	logged  bool          // the execution is recorded or replayed: harvests count

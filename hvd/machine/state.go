@@ -103,7 +103,8 @@ func (m *Machine) Restore(s *Snapshot) error {
 
 // Capture stops the clockwork where the guest is now, in the middle of its run
 // from one exit to the next: the state there becomes a Resync entry's data,
-// and counts as an exit. Only a primary calls it, after Async.
+// and counts as an exit. Only a primary calls it, after Async. The data is valid
+// until the next call.
 func (m *Machine) Capture() ([]byte, error) {
 	if err := m.cpu.Settle(); err != nil {
 		return nil, err
@@ -122,7 +123,10 @@ func (m *Machine) Capture() ([]byte, error) {
 	for _, n := range c.Kinds {
 		head = binary.LittleEndian.AppendUint64(head, n)
 	}
-	data := transfer.AppendDelta(nil, s.Append(head), mem.PageSet(m.dirty), m.Memory.Page, &m.memo)
+	data := transfer.AppendDelta(m.packed[:0], s.Append(head), mem.PageSet(m.dirty), m.Memory.Page, &m.memo)
+	if m.packed = data; cap(data) > maxPacked {
+		m.packed = nil
+	}
 	clear(m.dirty)
 	m.harvest = 0
 	m.resynced(&s)
@@ -153,6 +157,9 @@ func (m *Machine) resynced(s *kvm.State) {
 		m.trail.drop(Crumb{Position: m.pos, Fingerprint: m.hash, RIP: s.Regs.RIP})
 	}
 }
+
+// maxPacked is the largest buffer that is kept for the next resync, in bytes.
+const maxPacked = 4 << 20
 
 const resyncHead = (3+kvm.Kinds)*8 + kvm.StateSize
 

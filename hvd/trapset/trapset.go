@@ -36,8 +36,11 @@
 // often. A window in which a member pays ends its holdoff.
 //
 // Harvests come each 64 ticks, and up to each 4 while there are resyncs that
-// ship much: a page that was written before a harvest needn't travel. A guest
-// that has no ticks, as while it boots, gets a harvest a window all the same.
+// ship much: a page that was written before a harvest needn't travel. But each
+// harvest costs a first write for every page that the guest goes on writing to,
+// so there are no more of them than pays: none are added that could cost more
+// than the resyncs do. A guest that has no ticks, as while it boots, gets a
+// harvest a window all the same.
 package trapset
 
 import (
@@ -87,6 +90,9 @@ const (
 	maxStay    = 480    // and later
 	smallBytes = 40_000 // a resync of fewer bytes needs no more harvests
 	minEvery   = 4      // a fault a page of the working set; fewer ticks save little more
+	// More harvests are so many times as many; then first writes cost up to as many
+	// times what they did.
+	harvestStep = 4
 )
 
 // Initial is the set that a log begins with.
@@ -147,7 +153,14 @@ func (c *Chooser) Next(l Load) (Choice, bool) {
 	bytes := l.ResyncBytes - c.last.ResyncBytes
 	resyncs := l.Resyncs - c.last.Resyncs
 	lost := times(resyncs, c.costs.Resync) + times(bytes/1000, c.costs.KB)
-	next := Choice{Set: l.Set | c.can&kvm.FlagWrite, Every: every(l.Every, resyncs, bytes)}
+	writes := times(l.Traps[kvm.KindWrite]-c.last.Traps[kvm.KindWrite], c.costs.Trap)
+	next := Choice{Set: l.Set | c.can&kvm.FlagWrite, Every: l.Every}
+	switch {
+	case resyncs == 0 || writes > max(lost, passed/worth):
+		next.Every = fewer(l.Every)
+	case bytes/resyncs > smallBytes && harvestStep*writes < lost:
+		next.Every = more(l.Every)
+	}
 	tried := false
 	for i := range c.members {
 		m := &c.members[i]
@@ -209,16 +222,8 @@ func (m *member) back() {
 	m.bad, m.paying, m.cost, m.faded = 0, 0, 0, false
 }
 
-// every is the number of ticks between two harvests that suits a window.
-func every(now, resyncs, bytes uint64) uint64 {
-	now = max(1, now)
-	switch {
-	case resyncs == 0:
-		return min(now*2, MaxEvery)
-	case bytes/resyncs > smallBytes:
-		return max(now/4, min(now, minEvery))
-	}
-	return now
-}
+// more and fewer are the next steps of how many ticks lie between two harvests.
+func more(every uint64) uint64  { return max(1, every/harvestStep, min(every, minEvery)) }
+func fewer(every uint64) uint64 { return min(2*max(1, every), MaxEvery) }
 
 func times(n uint64, d time.Duration) time.Duration { return time.Duration(n) * d }

@@ -15,8 +15,12 @@ var costs = Costs{Trap: 2 * time.Microsecond, Resync: 500 * time.Microsecond, KB
 type guest struct {
 	cr3, pf, calls uint64 // a window
 	due            uint64 // inputs that find no exit
+	pages          uint64 // written to again and again
 	bytes          uint64 // of a resync
 }
+
+// ticks are a window's, at 250 Hz.
+const ticks = 125
 
 // run puts the chooser before windows of that load and returns the sets and
 // periods that were in force.
@@ -38,6 +42,7 @@ func (g guest) run(c *Chooser, l *Load, windows int) (sets []uint64, harvests []
 		count(kvm.FlagCR3, kvm.KindCR3, g.cr3)
 		count(kvm.FlagPF, kvm.KindPF, g.pf)
 		count(kvm.FlagSyscall, kvm.KindSyscall, g.calls)
+		l.Traps[kvm.KindWrite] += g.pages * ticks / max(1, l.Every)
 		l.Resyncs += left
 		l.ResyncBytes += left * g.bytes
 		if choice, ok := c.Next(*l); ok {
@@ -154,6 +159,28 @@ func TestHarvestsFollowTheSizeOfResyncs(t *testing.T) {
 	guest{}.run(c, l, 7)
 	if l.Every != MaxEvery {
 		t.Errorf("harvests each %d ticks after 7 windows without a resync, want %d", l.Every, MaxEvery)
+	}
+}
+
+// TestHarvestsCostNoMoreThanTheySave: a guest that writes to many pages all the time
+// is harvested more only as far as that costs less than its resyncs.
+func TestHarvestsCostNoMoreThanTheySave(t *testing.T) {
+	for _, x := range []struct{ pages, due, bytes, want uint64 }{
+		{pages: 100, due: 20, bytes: 500_000, want: minEvery},
+		{pages: 3000, due: 20, bytes: 500_000, want: 16}, // 94 ms of resyncs; 12 ms of first writes at 64, 47 at 16
+		{pages: 20_000, due: 20, bytes: 500_000, want: MaxEvery},
+	} {
+		c, l := begin()
+		guest{pages: x.pages, due: x.due, bytes: x.bytes}.run(c, l, 30)
+		if l.Every != x.want {
+			t.Errorf("%d pages: harvests each %d ticks, want %d", x.pages, l.Every, x.want)
+		}
+	}
+	c, l := begin()
+	l.Every = minEvery
+	guest{pages: 20_000, due: 1, bytes: 500_000}.run(c, l, 6)
+	if l.Every != MaxEvery {
+		t.Errorf("harvests each %d ticks where they cost more than the resyncs, want %d", l.Every, MaxEvery)
 	}
 }
 

@@ -20,15 +20,14 @@ import (
 
 // BenchmarkGuest measures what a guest's work costs its host, alone and
 // recorded, in one run on one guest: processor time, exits and log for requests
-// to its Redis, a tick while it idles, a program that only computes, and files that
-// are read from the disk. The log's reader acknowledges at once, so the link isn't
-// in it.
+// to its Redis, a tick while it idles, and files and blocks that are read from the
+// disk. The log's reader acknowledges at once, so the link isn't in it.
 func BenchmarkGuest(b *testing.B) {
 	sys := duetKVM(b)
 	m := bootDebian(b, sys)
 	defer m.Close()
 	rim := newTestRim(b)
-	cfg := tcgConfig()
+	cfg := benchConfig()
 	cfg.SharedDisks = true
 	e := New(m, rim, cfg)
 	rim.engine = e
@@ -104,13 +103,6 @@ type benchGuest struct {
 // readFiles has the guest read files that its memory no longer holds.
 const readFiles = "echo 3 > /proc/sys/vm/drop_caches; cat /usr/bin/perl /usr/bin/redis-check-rdb /bin/systemctl"
 
-// compute is a Lua program that Redis runs: as many rounds of SHA-1 as KEYS
-// says. It makes no exit by itself.
-const compute = "local h = '' for i = 1, tonumber(KEYS[1]) do h = redis.sha1hex(h) end return h"
-
-// computeRounds are some milliseconds.
-const computeRounds = "20000"
-
 // requests are what the benchmark asks the guest's Redis for, by name, and
 // when it writes its log to the disk (appendfsync) meanwhile.
 var requests = []struct {
@@ -120,7 +112,6 @@ var requests = []struct {
 	{"GET", "no", []string{"GET", "bench"}},
 	{"INCR", "no", []string{"INCR", "counter"}},
 	{"SET-synced", "always", []string{"SET", "bench", "some sixteen bytes"}},
-	{"compute", "no", []string{"EVAL", compute, "1", computeRounds}},
 	{"SET-100KB", "no", []string{"SET", "large", strings.Repeat("0123456789abcdef", 100<<10/16)}},
 }
 

@@ -16,7 +16,10 @@ type clock struct {
 func (c *clock) start(now uint64) { c.zero = time.Now().Add(-time.Duration(now)) }
 
 // now is the guest's time, ns.
-func (c *clock) now() uint64 { return uint64(max(0, time.Since(c.zero))) }
+func (c *clock) now() uint64 { return c.at(time.Now()) }
+
+// at is the guest's time at a time of the host's, ns.
+func (c *clock) at(host time.Time) uint64 { return uint64(max(0, host.Sub(c.zero))) }
 
 // host is the host's time at guest time t.
 func (c *clock) host(t uint64) time.Time { return c.zero.Add(time.Duration(t)) }

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,11 @@ import (
 // a timer at each exit would cost more. The timer is the kernel's, which is
 // switched on and off without waking a thread; a guest that halts again soon, as
 // an idle one does, is never looked at.
+//
+// What a kick costs a primary is a resync, and a guest that only computes would
+// be kicked for each tick of its timer. A tick that is late is caught up with, so
+// it waits until the time since the last kick is worth one; what comes from
+// outside doesn't.
 type kicker struct {
 	m     *machine.Machine
 	every time.Duration
@@ -27,6 +33,7 @@ type kicker struct {
 	asked   atomic.Int64 // since when somebody wants the loop (UnixNano); 0: nobody
 	kicked  atomic.Bool  // Kick was called for this run
 	soon    atomic.Bool  // a kick costs no resync
+	worth   atomic.Int64 // a timer alone waits so long for a kick, ns; at least KickAfter
 	timer   int          // timerfd
 	file    *os.File     // the same, for reading
 	done    chan struct{}
@@ -55,8 +62,7 @@ func (k *kicker) ask() { k.asked.CompareAndSwap(0, time.Now().UnixNano()) }
 // enter is called before the guest runs; due is when the next timer is due. A
 // guest that makes exits gets what is overdue there, so only the time since the
 // last exit counts.
-func (k *kicker) enter(due time.Time) {
-	now := time.Now()
+func (k *kicker) enter(now, due time.Time) {
 	if due.Before(now) {
 		due = now
 	}
@@ -92,20 +98,42 @@ func (k *kicker) watch(e *Engine) {
 		if !k.running.Load() {
 			continue
 		}
-		since := k.due.Load()
+		came := int64(math.MaxInt64) // since when something from outside waits
 		if t, ok := e.inbox.waiting(); ok {
-			since = min(since, t.UnixNano())
+			came = t.UnixNano()
 		}
 		if t := k.asked.Load(); t != 0 {
-			since = min(since, t)
+			came = min(came, t)
 		}
-		late := time.Duration(time.Now().UnixNano() - max(since, k.entered.Load()))
-		soon := k.soon.Load()
-		if late >= e.cfg.StopAfter && !soon {
+		stop, kick := k.look(time.Now().UnixNano(), came, &e.cfg)
+		if stop {
 			k.m.RequestStop()
 		}
-		if (late >= e.cfg.KickAfter || late >= e.cfg.StopAfter && soon) && !k.kicked.Swap(true) {
+		if kick && !k.kicked.Swap(true) {
 			k.m.Kick()
 		}
 	}
 }
+
+// look says what the guest is due for at now, when something from outside has
+// waited since came (UnixNano).
+func (k *kicker) look(now, came int64, cfg *Config) (stop, kick bool) {
+	entered, due := k.entered.Load(), k.due.Load()
+	late := func(since int64) time.Duration { return time.Duration(now - max(since, entered)) }
+	stop = late(min(came, due)) >= cfg.StopAfter
+	if k.soon.Load() {
+		return false, stop
+	}
+	return stop,
+		late(came) >= cfg.KickAfter || late(due) >= max(cfg.KickAfter, time.Duration(k.worth.Load()))
+}
+
+// cost notes what answering a kick has taken.
+func (k *kicker) cost(took time.Duration) {
+	k.worth.Store(int64(min(took*kickShare, maxPatience)))
+}
+
+const (
+	kickShare   = 50                     // a kick is worth as many times the time it takes
+	maxPatience = 100 * time.Millisecond // but a timer waits no longer, or KickAfter
+)

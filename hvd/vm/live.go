@@ -62,10 +62,11 @@ func (e *Engine) Live(ctx context.Context) error {
 		default:
 		}
 		e.commands()
-		if err := e.deliver(); err != nil {
+		now := time.Now() // once a round: to look at the clock is a good part of what an exit costs
+		if err := e.deliver(now); err != nil {
 			return err
 		}
-		if err := e.flush(false); err != nil {
+		if err := e.flush(now, false); err != nil {
 			return err
 		}
 		full := e.held() > maxHeld
@@ -78,8 +79,10 @@ func (e *Engine) Live(ctx context.Context) error {
 			e.halt()
 			continue
 		}
-		e.throttle(ctx)
-		if err := e.run(ctx); err != nil {
+		if e.throttle(ctx) {
+			now = time.Now()
+		}
+		if err := e.run(ctx, now); err != nil {
 			return err
 		}
 	}
@@ -94,11 +97,12 @@ const maxHeld = 8192
 const fullWait = 20 * time.Millisecond
 
 // deliver applies the inputs that are due at this position.
-func (e *Engine) deliver() error {
-	if err := e.chooseTraps(); err != nil {
+func (e *Engine) deliver(host time.Time) error {
+	now := e.clock.at(host)
+	if err := e.chooseTraps(now); err != nil {
 		return err
 	}
-	if in, ok := e.clockInput(); ok {
+	if in, ok := e.clockInput(now); ok {
 		if err := e.input(in); err != nil {
 			return err
 		}
@@ -124,12 +128,13 @@ func (e *Engine) deliver() error {
 	return e.input(event.Entry{Kind: event.Digest, Data: digest})
 }
 
-// clockInput says what the guest's clock and timers get at this position.
+// clockInput says what the guest's clock and timers get at this position, when
+// they should be at now, ns.
 // Ticks come one at a time: while an interrupt waits to be taken, the next
 // tick would be lost, so the guest's clock stands still at its deadline, but
 // for what each read adds. It catches up later, or jumps.
-func (e *Engine) clockInput() (event.Entry, bool) {
-	now, clock := e.clock.now(), e.m.Clock()
+func (e *Engine) clockInput(now uint64) (event.Entry, bool) {
+	clock := e.m.Clock()
 	deadline, armed := e.m.Deadline()
 	due := armed && max(now, clock) >= deadline
 	switch {
@@ -173,12 +178,12 @@ func (e *Engine) input(in event.Entry) error {
 }
 
 // run enters the guest once.
-func (e *Engine) run(ctx context.Context) error {
-	due := time.Now().Add(time.Hour)
+func (e *Engine) run(ctx context.Context, now time.Time) error {
+	due := now.Add(time.Hour)
 	if deadline, armed := e.m.Deadline(); armed {
 		due = e.clock.host(deadline)
 	}
-	e.kick.enter(due)
+	e.kick.enter(now, due)
 	var exit lockstep.Exit
 	var effects []board.Effect
 	var lsn uint64
@@ -212,7 +217,7 @@ func (e *Engine) final(ctx context.Context, cause error) error {
 		if err := e.effects(e.m.TakeEffects(), e.primary.Mark()); err != nil {
 			return errors.Join(cause, err)
 		}
-		if err := e.flush(true); err != nil {
+		if err := e.flush(time.Now(), true); err != nil {
 			return errors.Join(cause, err)
 		}
 	}
@@ -235,8 +240,10 @@ func (e *Engine) held() int {
 // interrupted makes a position of where the host stopped the guest.
 func (e *Engine) interrupted() error {
 	if e.primary == nil {
+		e.kick.cost(0)
 		return e.m.Break()
 	}
+	begun := time.Now()
 	pos := e.m.Position()
 	data, err := e.m.Capture()
 	if err != nil {
@@ -245,6 +252,7 @@ func (e *Engine) interrupted() error {
 	e.Stats.Resyncs.Add(1)
 	e.Stats.ResyncBytes.Add(uint64(len(data)))
 	e.primary.Log.Input(event.Entry{Pos: pos, Kind: event.Resync, Data: data})
+	e.kick.cost(time.Since(begun))
 	return nil
 }
 

@@ -184,7 +184,7 @@ func unprotect(ctx context.Context, t *testing.T, e *Engine, r *replica) *mem.Me
 func same(ctx context.Context, t *testing.T, e *Engine, r *replica) error {
 	t.Helper()
 	return e.Do(ctx, func(m *machine.Machine) error {
-		if err := e.flush(true); err != nil {
+		if err := e.flush(time.Now(), true); err != nil {
 			return err
 		}
 		r.e.Consume()

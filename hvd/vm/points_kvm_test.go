@@ -127,7 +127,7 @@ func typed(t *testing.T, sys *kvm.System, cfg Config, keys uint64, blind bool) (
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Fatalf("the guest ended: %v", err)
 	}
-	if err := e.flush(true); err != nil {
+	if err := e.flush(time.Now(), true); err != nil {
 		t.Fatal(err)
 	}
 	return buf.Bytes(), base, finalOf(t, m), e

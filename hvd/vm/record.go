@@ -113,20 +113,20 @@ func (e *Engine) release() error {
 	return nil
 }
 
-// flush hands the log to send when it is time to.
-func (e *Engine) flush(now bool) error {
+// flush hands the log to send when it is time to, or at once with all.
+func (e *Engine) flush(now time.Time, all bool) error {
 	if e.primary == nil {
 		return nil
 	}
-	if !e.urgent && !now && e.primary.Log.Pending() < maxBatch && time.Since(e.flushed) < e.cfg.FlushAfter {
+	if !e.urgent && !all && e.primary.Log.Pending() < maxBatch && now.Sub(e.flushed) < e.cfg.FlushAfter {
 		return nil
 	}
-	if e.urgent || now || time.Since(e.marked) >= markAfter {
+	if e.urgent || all || now.Sub(e.marked) >= markAfter {
 		e.primary.Mark()
-		e.marked = time.Now()
+		e.marked = now
 	}
 	lsn, batch := e.primary.Log.Take()
-	e.urgent, e.flushed = false, time.Now()
+	e.urgent, e.flushed = false, now
 	if len(batch) == 0 {
 		return nil
 	}
@@ -141,14 +141,15 @@ func (e *Engine) flush(now bool) error {
 
 // throttle slows the guest down while its secondary lags: now and then the
 // guest stands still, for longer the further the secondary is behind, at most
-// five sixths of the time. An acknowledgement ends it.
-func (e *Engine) throttle(ctx context.Context) {
+// five sixths of the time. An acknowledgement ends it. It says whether the guest
+// stood.
+func (e *Engine) throttle(ctx context.Context) bool {
 	if e.primary == nil {
-		return
+		return false
 	}
 	excess := e.lag.now() - e.cfg.MaxLag
 	if excess <= 0 || time.Since(e.throttled) < throttleEvery {
-		return
+		return false
 	}
 	e.Stats.Throttled.Add(1)
 	timer := time.NewTimer(min(excess/4, maxThrottle))
@@ -159,6 +160,7 @@ func (e *Engine) throttle(ctx context.Context) {
 	case <-e.lag.bell:
 	}
 	e.throttled = time.Now()
+	return true
 }
 
 const (

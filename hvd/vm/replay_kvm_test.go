@@ -82,20 +82,12 @@ func guestConfig(t testing.TB) machine.Config {
 // guest's kernel. The seed makes two of them equal.
 func bootDebian(t testing.TB, sys *kvm.System) *machine.Machine {
 	t.Helper()
-	disk, err := os.Open(guestDisk)
-	if err != nil {
-		t.Skip("needs a guest's disk at ", guestDisk)
-	}
-	defer disk.Close()
-	size, err := disk.Seek(0, 2)
+	cfg := guestConfig(t)
+	image, err := soakImage(*soakKernel)
 	if err != nil {
 		t.Fatal(err)
 	}
-	image, err := boot.Find(disk, size)
-	if err != nil {
-		t.Fatal(err)
-	}
-	m, err := machine.New(sys, guestConfig(t))
+	m, err := machine.New(sys, cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +228,7 @@ func recordReplay(t *testing.T, cfg Config, workload func(context.Context, *test
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Fatalf("the guest ended: %v\nconsole:\n%s", err, rim.tail())
 	}
-	if err := e.flush(true); err != nil {
+	if err := e.flush(time.Now(), true); err != nil {
 		t.Fatal(err)
 	}
 	report(t, "record", e, time.Since(begun))
@@ -255,7 +247,7 @@ func recordReplay(t *testing.T, cfg Config, workload func(context.Context, *test
 
 // startLog makes e a primary whose log goes to a buffer that acknowledges all
 // it gets.
-func startLog(t *testing.T, e *Engine, m *machine.Machine, log *bytes.Buffer) {
+func startLog(t testing.TB, e *Engine, m *machine.Machine, log *bytes.Buffer) {
 	t.Helper()
 	if err := m.LogDirty(true); err != nil {
 		t.Fatal(err)

@@ -142,7 +142,7 @@ func (s *soak) record(m *machine.Machine, plan soakPlan, rng *rand.Rand, todo fu
 	unload()
 	r.took = time.Since(begun)
 	m.Trace = nil
-	if err := e.flush(true); err != nil {
+	if err := e.flush(time.Now(), true); err != nil {
 		s.t.Fatal(err)
 	}
 	var err error

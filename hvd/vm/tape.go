@@ -237,7 +237,7 @@ func (e *Engine) rollTape(t *tape) (event.Base, error) {
 			return event.Base{}, err
 		}
 		e.tape = t
-	} else if err := e.flush(true); err != nil {
+	} else if err := e.flush(time.Now(), true); err != nil {
 		return event.Base{}, err
 	}
 	t.live = true
@@ -275,7 +275,7 @@ func (e *Engine) endTape(why string) error {
 		return nil
 	}
 	if t.live {
-		if err := e.flush(true); err != nil {
+		if err := e.flush(time.Now(), true); err != nil {
 			return err
 		}
 	}

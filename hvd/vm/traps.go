@@ -63,9 +63,9 @@ func (e *Engine) stopTraps() {
 	e.Stats.Traps.Store(e.m.Traps())
 }
 
-// chooseTraps lets the primary's set of traps follow the load.
-func (e *Engine) chooseTraps() error {
-	now := e.clock.now()
+// chooseTraps lets the primary's set of traps follow the load; now is the guest's
+// time, ns.
+func (e *Engine) chooseTraps(now uint64) error {
 	if e.primary == nil || e.points() || now-e.chosen < uint64(chooseEvery) {
 		return nil
 	}

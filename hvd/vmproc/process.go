@@ -40,6 +40,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -136,12 +137,23 @@ type Process struct {
 	given atomic.Uint64 // reads whose data a secondary asked for
 }
 
+// A collection takes some five million instructions however little there is to
+// collect, and by default comes with each 4 MB: for a busy guest, hundreds of times
+// a minute. So the heap may grow further, unless it is large (log that waits for a
+// secondary's CPU).
+const (
+	gcPercent = 400
+	gcLimit   = 512 << 20
+)
+
 // Main runs the process until ctx ends or the copy's life does.
 func Main(ctx context.Context, opt Options) error {
 	// The thread that runs the guest holds one of Go's processors while it is in
 	// the kernel, until the runtime's monitor takes it away, up to 10 ms later.
 	// On a small host there would be none left to answer the peer with.
 	runtime.GOMAXPROCS(max(minProcs, runtime.NumCPU()+1))
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(gcLimit)
 	p := &Process{opt: opt, inputs: make(chan pair.Input, 1024), later: make(chan func(context.Context), 16), begun: time.Now()}
 	p.laggard.limit = maxStall
 	if vcpu.UnderTCG() {

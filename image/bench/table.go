@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"regexp"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -14,9 +15,12 @@ type figures map[string]float64
 
 // result is a line that a benchmark printed.
 type result struct {
-	name string // without "Benchmark"
+	name string // without "Benchmark" and the number of processors
 	figures
 }
+
+// processors is what a name ends with where GOMAXPROCS isn't 1.
+var processors = regexp.MustCompile(`-\d+$`)
 
 // parse finds the lines of benchmarks in what a test binary prints (the format
 // is Go's design document 14313): name, iterations, then pairs of value and
@@ -38,7 +42,7 @@ func parse(r io.Reader) []result {
 				of[fields[i+1]] = v
 			}
 		}
-		list = append(list, result{name, of})
+		list = append(list, result{processors.ReplaceAllString(name, ""), of})
 	}
 	return list
 }
@@ -49,10 +53,10 @@ type row struct {
 	alone, recorded figures
 }
 
-// The parts of hvd/vm's benchmark.
+// What the names of hvd/vm's benchmarks have in the middle.
 const (
-	alone    = "Guest/alone/"
-	recorded = "Guest/recorded/"
+	alone    = "/alone/"
+	recorded = "/recorded/"
 )
 
 // compare joins what was measured twice, in the order of the second time.
@@ -60,9 +64,9 @@ func compare(list []result) []row {
 	first := map[string]figures{}
 	var rows []row
 	for _, r := range list {
-		if name, ok := strings.CutPrefix(r.name, alone); ok {
+		if _, name, ok := strings.Cut(r.name, alone); ok {
 			first[name] = r.figures
-		} else if name, ok := strings.CutPrefix(r.name, recorded); ok && first[name] != nil {
+		} else if _, name, ok := strings.Cut(r.name, recorded); ok && first[name] != nil {
 			rows = append(rows, row{name, first[name], r.figures})
 		}
 	}
@@ -105,6 +109,17 @@ var sizes = []struct {
 	{"log-B/ref", 1, "bytes of log a reference"},
 	{"log-B/received-B", 3, "bytes of log a byte received"},
 	{"B/resync", 0, "bytes a resync"},
+}
+
+// replays is the line about a boot that was recorded and replayed.
+func replays(list []result, unit string) string {
+	for _, r := range list {
+		if r.name == "Replay" {
+			record, replay := r.figures["record-ns/op"], r.figures["replay-ns/op"]
+			return fmt.Sprintf("a boot (%s of the guest's thread): recorded %.0f, replayed %.0f, ratio %s\n", unit, record, replay, ratio(replay, record))
+		}
+	}
+	return ""
 }
 
 // ratio is a/b for people.

@@ -12,19 +12,22 @@ exits of GET: halt 1.00, memory 0xfee000b0 1.00
 BenchmarkGuest/alone/GET         	     100	    200000 cpu-ns/op	         4.000 exits/op	    100000 guest-ns/op	         0 log-B/op	         0 resync-B/op
 BenchmarkGuest/alone/gone        	     100	    200000 cpu-ns/op
 BenchmarkGuest/recorded/GET      	     100	    250000 cpu-ns/op	         4.250 exits/op	    110000 guest-ns/op	        90.50 log-B/op	         0 resync-B/op	        41.50 log-B/read	     99 %refs	    1.0125 log-B/received-B
+BenchmarkWork/alone/cpu-4      	       2	      1000 cpu-ns/op
+BenchmarkWork/recorded/cpu-4   	       2	      1020 cpu-ns/op
 BenchmarkGuest/recorded/new      	     100	    250000 cpu-ns/op
 BenchmarkExit/kvm                	    1000	      9000 ns/op
+BenchmarkReplay-4              	       1	      4000 record-ns/op	      3000 replay-ns/op
 Benchmark nonsense
 PASS
 `
 
 func TestCompare(t *testing.T) {
 	list := parse(strings.NewReader(printed))
-	if len(list) != 5 || list[4].name != "Exit/kvm" || list[4].figures["ns/op"] != 9000 {
+	if len(list) != 8 || list[6].name != "Exit/kvm" || list[6].figures["ns/op"] != 9000 {
 		t.Errorf("parsed %+v", list)
 	}
 	rows := compare(list)
-	if len(rows) != 1 || rows[0].name != "GET" {
+	if len(rows) != 2 || rows[0].name != "GET" || rows[1].name != "cpu" {
 		t.Fatalf("rows %+v", rows)
 	}
 	var fields []string
@@ -43,6 +46,9 @@ func TestCompare(t *testing.T) {
 	want := []string{"GET", "200000", "250000", "1.25", "100000", "110000", "1.10", "4.25", "90.5", "0"}
 	if d := cmp.Diff(want, fields); d != "" {
 		t.Error(d)
+	}
+	if got := replays(list, "instructions"); !strings.Contains(got, "recorded 4000, replayed 3000, ratio 0.75") {
+		t.Errorf("of the replay it says %q", got)
 	}
 	if got := ratio(1, 0); got != "-" {
 		t.Errorf("a ratio to nothing is %q", got)

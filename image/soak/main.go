@@ -11,8 +11,8 @@
 //
 // # Place
 //
-// The runs themselves are hvd/vm's TestSoak, in hosts that image/nested emulates; image/guest builds the guest's disk,
-// with the scripts in workloads and what they need. plan.go decides, tally.go reads what is printed; both are pure.
+// The runs themselves are hvd/vm's TestSoak, in hosts that image/nested emulates; image/workload builds the guest's
+// disk, with the scripts and what they need. plan.go decides, tally.go reads what is printed; both are pure.
 //
 // -fault changes one bit of the last replica's memory: that run must fail then.
 package main
@@ -34,6 +34,7 @@ import (
 	"github.com/duet-ft/duet/image/guest"
 	"github.com/duet-ft/duet/image/lab"
 	"github.com/duet-ft/duet/image/nested"
+	"github.com/duet-ft/duet/image/workload"
 )
 
 // hostMemoryMiB holds two guests of 256 MiB, the state they begin at, and a recording of 100 MB with its trail, twice
@@ -58,7 +59,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.runs, "runs", 20, "how many runs")
 	flag.Uint64Var(&o.seed, "seed", 0, "of the first run; 0: at random")
-	flag.StringVar(&o.fixed.workload, "workload", "", "run this one only: boot, or a script in image/soak/workloads")
+	flag.StringVar(&o.fixed.workload, "workload", "", "run this one only: boot, or a script in image/workload/scripts")
 	flag.StringVar(&o.fixed.kernel, "kernel", "", "run with this one only: 6.1. or 6.12.")
 	flag.StringVar(&o.fixed.timers, "timers", "", "run with these only: periodic, oneshot or tickless")
 	flag.IntVar(&o.core, "core", 0, "the core that the emulated host is pinned to")
@@ -89,7 +90,7 @@ func soak(ctx context.Context, o options, out io.Writer) error {
 	if err := lab.Install(ctx, say); err != nil {
 		return err
 	}
-	image, err := buildGuest(ctx, say)
+	image, err := workload.BuildGuest(ctx, say)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/duet-ft/duet/image/guest"
 	"github.com/duet-ft/duet/image/lab"
+	"github.com/duet-ft/duet/image/workload"
 )
 
 // TestRunsAreDrawn checks that seeds reach every workload on every kernel with all timers, and that each run is in one
@@ -61,7 +62,7 @@ func TestScripts(t *testing.T) {
 		if w.name == boot {
 			continue
 		}
-		b, err := scripts.ReadFile("workloads/" + w.name)
+		b, err := workload.Script(w.name)
 		if err != nil || !strings.HasPrefix(string(b), "#!/bin/") {
 			t.Errorf("%s is no script: %v", w.name, err)
 		}

@@ -3,7 +3,7 @@
 //
 // # Place
 //
-// image/soak puts it into its guest as /soak/spin. It imports nothing of ours.
+// image/workload puts it into its guest as /soak/spin. It imports nothing of ours.
 //
 // The argument is how many rounds each goroutine makes; the sum that it prints depends on nothing else.
 package main

@@ -1,4 +1,11 @@
-package main
+// Package workload builds the guest whose programs are measured and recorded: image/guest's with a compiler and SQLite, a
+// second kernel, and the scripts of scripts/ as /soak/NAME. Each does one thing that guests do, and ends with status 0 if
+// it went well; "prepare" comes before the first.
+//
+// # Place
+//
+// image/soak records them, image/bench measures them; hvd/vm's tests run them in the guest. It imports image/guest.
+package workload
 
 import (
 	"bytes"
@@ -12,14 +19,17 @@ import (
 	"github.com/duet-ft/duet/image/guest"
 )
 
-//go:embed workloads
+//go:embed scripts
 var scripts embed.FS
 
 // spinPkg is the workload that is written in Go.
-const spinPkg = "github.com/duet-ft/duet/image/soak/spin"
+const spinPkg = "github.com/duet-ft/duet/image/workload/spin"
 
-// buildGuest returns the disk image of the guest: image/guest's with what the workloads need, and a second kernel.
-func buildGuest(ctx context.Context, say func(string)) (string, error) {
+// Script is what the workload of a name does, or an error if there is none.
+func Script(name string) ([]byte, error) { return scripts.ReadFile("scripts/" + name) }
+
+// BuildGuest returns the path of the guest's disk image. say gets a line for each step.
+func BuildGuest(ctx context.Context, say func(string)) (string, error) {
 	dir, err := os.MkdirTemp("", "duet-soak-")
 	if err != nil {
 		return "", err
@@ -35,12 +45,12 @@ func buildGuest(ctx context.Context, say func(string)) (string, error) {
 	if files["/soak/spin"], err = os.ReadFile(spin); err != nil {
 		return "", err
 	}
-	list, err := scripts.ReadDir("workloads")
+	list, err := scripts.ReadDir("scripts")
 	if err != nil {
 		return "", err
 	}
 	for _, f := range list {
-		if files["/soak/"+f.Name()], err = scripts.ReadFile("workloads/" + f.Name()); err != nil {
+		if files["/soak/"+f.Name()], err = Script(f.Name()); err != nil {
 			return "", err
 		}
 	}
