@@ -108,7 +108,8 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 	if err := e.m.SetLogged(true); err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, e.interrupt)()
+	defer context.AfterFunc(ctx, e.wake)()
+	defer e.m.KickWhen(ctx)()
 	s := &lockstep.Secondary[board.Effect]{Machine: e.m, Log: lockstep.NewReplayer(base)}
 	var acked time.Time
 	var told uint64 // the last verified LSN that was acknowledged
@@ -177,12 +178,6 @@ func (e *Engine) Diverged(err error) (*lockstep.Divergence, []machine.Crumb) {
 
 // maxSuspects bounds the exits that a divergence is reported with.
 const maxSuspects = 256
-
-// interrupt gets the loop out of the guest and out of a wait.
-func (e *Engine) interrupt() {
-	e.wake()
-	e.m.Kick()
-}
 
 // Reissue sends the disk requests that the guest has made and that haven't
 // completed to the rim once more: the first thing that a copy does when it
