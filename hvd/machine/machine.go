@@ -41,6 +41,7 @@ package machine
 
 import (
 	"cmp"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -356,6 +357,23 @@ func (m *Machine) Ended() board.EffectKind { return m.off }
 // Kick stops a running guest wherever it is; Run returns Async. Any thread may
 // call it.
 func (m *Machine) Kick() { m.cpu.Kick() }
+
+// KickWhen kicks the guest when ctx ends. Behind stop no kick comes any more, so that
+// the machine can be closed.
+func (m *Machine) KickWhen(ctx context.Context) (stop func()) { return when(ctx, m.Kick) }
+
+func when(ctx context.Context, kick func()) (stop func()) {
+	kicked := make(chan struct{})
+	prevent := context.AfterFunc(ctx, func() {
+		kick()
+		close(kicked)
+	})
+	return func() {
+		if !prevent() {
+			<-kicked
+		}
+	}
+}
 
 // RequestStop stops a running guest at its next counted trap. Any thread may
 // call it.

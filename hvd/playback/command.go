@@ -81,7 +81,7 @@ func Replay(ctx context.Context, args []string, out io.Writer) error {
 	if *to < p.Start {
 		return fmt.Errorf("%w: the recording starts at position %d, behind %d", ErrUsage, p.Start, *to)
 	}
-	defer context.AfterFunc(ctx, p.Machine.Kick)()
+	defer p.Machine.KickWhen(ctx)()
 	if *address != "" {
 		return serveDebugger(ctx, p, *address, *to, out)
 	}

@@ -121,7 +121,8 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 		return err
 	}
 	defer unlocate()
-	defer context.AfterFunc(ctx, e.interrupt)()
+	defer context.AfterFunc(ctx, e.wake)()
+	defer e.m.KickWhen(ctx)()
 	s := &lockstep.Secondary[board.Effect]{Machine: e.m, Log: lockstep.NewReplayer(base)}
 	if p := e.prefetch; p != nil {
 		s.Log.Resolve = p.resolve
@@ -196,12 +197,6 @@ func (e *Engine) Diverged(err error) (*lockstep.Divergence, []machine.Crumb) {
 
 // maxSuspects bounds the exits that a divergence is reported with.
 const maxSuspects = 256
-
-// interrupt gets the loop out of the guest and out of a wait.
-func (e *Engine) interrupt() {
-	e.wake()
-	e.m.Kick()
-}
 
 // Reissue sends the disk requests that the guest has made and that haven't
 // completed to the rim once more: the first thing that a copy does when it
