@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/zeebo/xxh3"
+
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/vcpu"
@@ -121,7 +123,7 @@ func (p *patches) arrived() (bool, error) {
 
 // handlers are the addresses of the guest's exception and interrupt handlers.
 type handlers struct {
-	base   uint64
+	sum    uint64            // of the IDT
 	vector map[uint64]int    // by virtual address
 	place  map[uint64][]byte // by virtual address: its first byte, in the guest's memory
 	places [][]byte          // the values of place
@@ -136,19 +138,25 @@ func (h *handlers) at(virtual uint64) (vector int, ok bool) {
 	return vector, ok
 }
 
-// handlersOf reads the guest's IDT. A guest whose IDT can't be read has none.
+// handlersOf reads the guest's IDT, which may have changed since the last time. A
+// guest whose IDT can't be read has none.
 func (m *Machine) handlersOf(s *kvm.Sregs) *handlers {
-	if h := m.idt; h != nil && h.base == s.IDT.Base && len(h.places) > 0 {
-		return h
+	table := m.table[:min(len(m.table), int(s.IDT.Limit)+1)]
+	if s.EFER&longModeActive == 0 || m.ReadVirtual(s.IDT.Base, table) != nil {
+		return &handlers{}
 	}
-	h := &handlers{base: s.IDT.Base, vector: map[uint64]int{}, place: map[uint64][]byte{}}
-	m.idt = h
-	if s.EFER&longModeActive == 0 {
-		return h
+	if sum := xxh3.HashSeed(table, s.IDT.Base); m.idt == nil || m.idt.sum != sum {
+		m.idt = m.readHandlers(table)
+		m.idt.sum = sum
 	}
-	for v := 0; v < 256 && v*idtEntry+idtEntry-1 <= int(s.IDT.Limit); v++ {
-		var e [idtEntry]byte
-		if m.ReadVirtual(s.IDT.Base+uint64(v*idtEntry), e[:]) != nil || e[5]&0x80 == 0 {
+	return m.idt
+}
+
+func (m *Machine) readHandlers(table []byte) *handlers {
+	h := &handlers{vector: map[uint64]int{}, place: map[uint64][]byte{}}
+	for v := 0; len(table) >= idtEntry; v, table = v+1, table[idtEntry:] {
+		e := table[:idtEntry]
+		if e[5]&0x80 == 0 { // not present
 			continue
 		}
 		addr := uint64(binary.LittleEndian.Uint16(e[0:])) | uint64(binary.LittleEndian.Uint16(e[6:]))<<16 |

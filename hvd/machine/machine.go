@@ -117,9 +117,10 @@ type Machine struct {
 	window  Sweep
 	digest  []byte // of this very state; nil: not known
 	trail   trail
-	cycle   time.Duration // sweepCycle
-	compare time.Duration // digestEvery
-	idt     *handlers     // for Step
+	cycle   time.Duration        // sweepCycle
+	compare time.Duration        // digestEvery
+	idt     *handlers            // for Step
+	table   [256 * idtEntry]byte // of the IDT, for the same
 	points  points
 	// Of the run from the last exit to here: the conditional branches, if all of it
 	// was made by Step (stepped).
