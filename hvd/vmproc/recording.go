@@ -115,6 +115,7 @@ func (t *taping) drain(ctx context.Context) error {
 		case <-ticker.C:
 			idle = true
 		}
+		over := ctx.Err() // before the queue is taken: an end that came first is in it
 		queue, end := t.take()
 		for _, b := range queue {
 			if err := t.w.Log(b); err != nil {
@@ -124,8 +125,8 @@ func (t *taping) drain(ctx context.Context) error {
 		if end != nil {
 			return t.w.End(*end)
 		}
-		if err := ctx.Err(); err != nil {
-			return err
+		if over != nil {
+			return over
 		}
 		if idle {
 			if err := t.w.Flush(); err != nil {

@@ -138,3 +138,43 @@ func TestTapingOutlivesItsGuest(t *testing.T) {
 		t.Error("a recording without an end counts as ended")
 	}
 }
+
+// during calls a function at its next write.
+type during struct {
+	bytes.Buffer
+	do func()
+}
+
+func (d *during) Write(b []byte) (int, error) {
+	if do := d.do; do != nil {
+		d.do = nil
+		do()
+	}
+	return d.Buffer.Write(b)
+}
+
+// TestTapingEndsWhileItWrites: the end that comes with the guest's isn't lost, though
+// it comes after the queue was taken.
+func TestTapingEndsWhileItWrites(t *testing.T) {
+	var b during
+	x := newTaping(&b)
+	if err := x.begin(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	b.do = func() {
+		x.End(9, 10, "the VM doesn't run here any more")
+		cancel()
+	}
+	for range 2 { // more than a block
+		if err := x.Log(make([]byte, 4<<20)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := x.drain(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, end := written(t, &b.Buffer); end.Why != "the VM doesn't run here any more" {
+		t.Errorf("end %+v", end)
+	}
+}
