@@ -12,7 +12,7 @@ import (
 // host is. BenchmarkGuest measures them, and more.
 const (
 	maxIdleExits    = 3.0 // a tick of Debian's 250 Hz
-	maxIdleBytes    = 8.0 // of log
+	maxIdleBytes    = 4.0 // of log
 	maxRequestExits = 6.0 // of a request to Redis that writes nothing to the disk
 )
 
