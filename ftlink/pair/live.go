@@ -25,6 +25,8 @@ func (m *Machine) advanceLive() bool {
 			m.resolve(why)
 			return true
 		}
+	case Pausing:
+		return m.advancePausing()
 	}
 	return false
 }
@@ -38,6 +40,7 @@ func (m *Machine) beginSeed() bool {
 	}
 	m.seeds++
 	m.seed = Seed{Incarnation: m.incarnation, N: m.seeds}
+	m.former = Seed{}
 	m.seedPeer, m.progress, m.gated, m.torn = msg.Incarnation, Progress{}, false, false
 	m.enter(Seeding, "seeds host %v (%v)", m.cfg.Peer, m.seed)
 	m.emit(StartSeed{m.seed})
@@ -95,6 +98,12 @@ func (m *Machine) secondaryLost() string {
 		return Diverge.String()
 	case m.role == Seeding:
 		return ""
+	case m.former != Seed{} && msg.Seed == m.former && (msg.Role == Primary || msg.Role == Pausing || msg.Role == Yielding):
+		// What it said since, or will say, is still on its way.
+		if m.now-m.since > m.cfg.LinkPatience {
+			return "the former primary doesn't know that it is the secondary"
+		}
+		return ""
 	case !ours || msg.Role != Secondary && msg.Role != Consuming:
 		return "the secondary is " + msg.Role.String()
 	}
@@ -140,7 +149,7 @@ func (m *Machine) fault(f Fault) {
 	case Diverge:
 		m.diverged()
 	case Shutdown, Unbootable:
-		if m.role.Live() && m.role != Stopping {
+		if m.role.Live() && m.role != Stopping && m.role != Yielding {
 			m.wantStop = f.String()
 		}
 	case SeedFailed:
@@ -148,6 +157,9 @@ func (m *Machine) fault(f Fault) {
 		case Seeding, Gating:
 			m.abandonSeed("%v", f)
 		case Primary:
+			m.resolve(f.String())
+		case Pausing:
+			m.emit(Resume{})
 			m.resolve(f.String())
 		case Receiving:
 			m.halt("%v", f)
@@ -157,6 +169,9 @@ func (m *Machine) fault(f Fault) {
 		case Seeding, Gating:
 			m.abandonSeed("%v", f)
 		case Primary:
+			m.resolve(f.String())
+		case Pausing:
+			m.emit(Resume{})
 			m.resolve(f.String())
 		}
 	case Refused:

@@ -73,6 +73,7 @@ func (m *Machine) beat() {
 	}
 	if !m.role.Live() {
 		msg.Received, msg.Verified = m.progress.Received, m.progress.Verified
+		msg.Ready, msg.Successor = m.ready, m.successor
 	}
 	for p := range paths {
 		m.emit(Send{Path: p, Msg: msg})

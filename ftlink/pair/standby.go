@@ -71,8 +71,14 @@ func (m *Machine) command(v Verb) {
 		m.commandStart()
 	case ForceStart:
 		m.forceStart()
+	case Switchover:
+		m.switchover()
+	case TestFailover:
+		m.testFailover()
 	case Stop:
 		switch {
+		case m.role == Yielding:
+			m.event("refused to stop: the VM is on its way to host %v; ask that host", m.cfg.Peer)
 		case m.role.Live(), m.role == Starting, m.role == Fencing:
 			m.wantStop = "a user stops the VM"
 		case m.role == Standby && m.wantStart:
