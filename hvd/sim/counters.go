@@ -6,6 +6,8 @@ import "reflect"
 type Counters struct {
 	Events, Kills, Pauses, Cuts, VolumeFaults, Divergences int
 
+	Switchovers, TakeOvers, GivenUp int // roles exchanged, as either side saw it; switchovers that were not
+
 	Boots, GoLives, Seedings, Pairings, Halts int
 
 	Effects, Acknowledged int

@@ -191,6 +191,11 @@ func (g *guest) booting() bool {
 	return slices.ContainsFunc(g.pending, func(r request) bool { return r.read })
 }
 
+// reading says that it still reads a client's block.
+func (g *guest) reading(client int) bool {
+	return slices.ContainsFunc(g.pending, func(r request) bool { return r.read && r.client == client })
+}
+
 func (g *guest) submit(r request) {
 	g.ids++
 	r.id = g.ids

@@ -28,7 +28,9 @@ func (p *process) goLive() {
 	if p.diverged {
 		p.w.count.DivergedLive++
 	}
-	p.becomeLive()
+	if p.live == nil { // else it took over by a switchover
+		p.becomeLive()
+	}
 	p.run()
 }
 
@@ -55,7 +57,7 @@ func (p *process) reissue() {
 
 // clock gives a live guest the time.
 func (p *process) clock() {
-	if p.live != nil {
+	if p.live != nil && !p.still.cut {
 		p.input(event.Entry{Kind: event.Time, Now: max(p.guest.now, uint64(p.w.now))})
 	}
 	p.w.after(clockEvery, func() { p.do(p.clock) })
@@ -63,7 +65,7 @@ func (p *process) clock() {
 
 // frame is a packet of a client.
 func (p *process) frame(client int, r record) {
-	if p.live != nil {
+	if p.live != nil && !p.still.cut {
 		p.input(event.Entry{Kind: event.Frame, Data: append([]byte{byte(client)}, r.encode()...)})
 	}
 }
@@ -80,6 +82,12 @@ func (p *process) input(e event.Entry) {
 // run lets the guest run until it waits. Some runs are stopped at a counted
 // trap, as the host stops a guest that makes no exit.
 func (p *process) run() {
+	if p.still.op != 0 {
+		p.standStill()
+		if !p.w.bugs.runOn {
+			return
+		}
+	}
 	for first := true; first || p.guest.busy(); first = false {
 		stop := lockstep.Free
 		if p.w.chance(10) {
@@ -133,6 +141,7 @@ func (p *process) release() {
 // submit issues a disk request; its end is an input.
 func (p *process) submit(r request) {
 	g := p.guest
+	p.inflight++
 	done := func(data []byte, err error) {
 		if p.guest != g || p.live == nil {
 			return // of a guest that was halted
@@ -144,6 +153,7 @@ func (p *process) submit(r request) {
 		case err != nil: // the disk stalls: the host tries again
 			p.w.after(100*time.Millisecond, func() { p.do(func() { p.resubmit(g, r) }) })
 		default:
+			p.inflight--
 			p.input(event.Entry{Kind: event.DiskDone, ID: r.id, Data: data})
 		}
 	}
@@ -156,6 +166,7 @@ func (p *process) submit(r request) {
 
 func (p *process) resubmit(g *guest, r request) {
 	if p.guest == g && p.live != nil {
+		p.inflight--
 		p.submit(r)
 	}
 }
@@ -163,8 +174,8 @@ func (p *process) resubmit(g *guest, r request) {
 // startSeed sends the live guest's state in pieces, and from the last one on
 // the log.
 func (p *process) startSeed(seed pair.Seed) {
-	p.seed = seed
 	s := p.stream
+	p.seed, p.carrier = seed, s
 	if s == nil {
 		p.step(pair.Faulted{Fault: pair.SeedFailed})
 		return
@@ -197,6 +208,9 @@ func (p *process) acknowledged(seed pair.Seed, received, verified uint64) {
 	}
 	p.gate.Ack(received, verified)
 	p.release()
+	if p.still.op != 0 {
+		p.standStill()
+	}
 	p.step(pair.Progress{Received: received, Verified: verified})
 }
 

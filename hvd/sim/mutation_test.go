@@ -22,6 +22,10 @@ func TestMutations(t *testing.T) {
 		{"pending disk requests forgotten", bugs{forgetPending: true}, ""},
 		{"fence without abort", bugs{fenceKeepsTasks: true}, "lands"},
 		{"disk requests of a halted guest go on", bugs{keepSession: true}, "lands"},
+		{"switchover with disk requests under way", bugs{pauseWithTasks: true}, "lands"},
+		{"switchover before the log is executed", bugs{pauseUnexecuted: true}, ""},
+		{"guest that runs on after its log has ended", bugs{runOn: true}, ""},
+		{"switchover to a host that may not write", bugs{neverRegistered: true}, ""},
 		{"swap without compare", bugs{blindSwap: true}, ""},
 	} {
 		t.Run(m.name, func(t *testing.T) {

@@ -27,9 +27,13 @@ type process struct {
 	seed  pair.Seed
 
 	live      *lockstep.Primary[effect]
+	still     still
+	inflight  int     // disk requests of the live guest
 	stream    *stream // nil: none
+	carrier   *stream // of the present seeding and its log
 	streaming bool    // live: the log goes to the secondary
 
+	early     []batch // log that came before this copy knew that it had yielded
 	replica   *lockstep.Secondary[effect]
 	executing *lockstep.Secondary[effect] // the replica for which a step is arranged
 	consuming bool
@@ -149,6 +153,16 @@ func (p *process) carryOut(o pair.Output) {
 		if p.stream != nil && !p.w.bugs.ackAfterSeal {
 			p.closeStream()
 		}
+	case pair.Register:
+		p.register(o.Op)
+	case pair.Pause:
+		p.pauseGuest(o.Op)
+	case pair.Resume:
+		p.resumeGuest()
+	case pair.Yield:
+		p.yield(o.Seed)
+	case pair.TakeOver:
+		p.takeOver(o.Seed)
 	case pair.Reissue:
 		p.reissue()
 	case pair.GoLive:
@@ -231,7 +245,6 @@ func (p *process) halt() {
 	}
 	p.guest, p.half, p.live, p.replica = nil, false, nil, nil
 	p.streaming, p.consuming, p.sealed, p.diverged = false, false, false, false
-	p.gate = lockstep.Gate[effect]{Level: p.w.level}
-	p.gate.Set(lockstep.Closed)
-	p.mode = pair.GateClosed
+	p.still, p.inflight, p.early = still{}, 0, nil
+	p.shut()
 }

@@ -53,6 +53,10 @@ func (w *World) noteGone(p *process) {
 		}
 	}
 	w.truth.gone = append(w.truth.gone, gone{p.guest.boot, p.guest.history})
+	// One that diverged knows what it received no better than its primary does.
+	if g := w.truth.guest; p.diverged && w.level == lockstep.Received && g != nil {
+		w.truth.gone = append(w.truth.gone, gone{g.boot, slices.Clone(g.history)})
+	}
 }
 
 // checkLeaves follows an effect that leaves a process.
@@ -98,7 +102,12 @@ func (w *World) checkGoLive(p *process) {
 			return
 		}
 	}
-	w.checkAcked(p, func(c int) uint64 { return g.slots[c].seq })
+	w.checkAcked(p, func(c int) uint64 {
+		if g.reading(c) { // it still boots, and will get what is on the disk
+			return w.volume.data[c].seq
+		}
+		return g.slots[c].seq
+	})
 	w.noteGone(p)
 	t.owner, t.history = p, slices.Clone(g.history)
 }

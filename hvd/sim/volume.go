@@ -98,6 +98,14 @@ func (v *volume) fence(p *process, reply func(error)) {
 	}, reply)
 }
 
+// register lets p's host write.
+func (v *volume) register(p *process, reply func(error)) {
+	v.command(p, func() error {
+		v.registered[p.host] = !v.w.bugs.neverRegistered
+		return nil
+	}, reply)
+}
+
 // arbitrate carries out an operation on the arbiter block by the real
 // executor.
 func (v *volume) arbitrate(p *process, op pair.Arbiter, reply func(pair.ArbiterDone)) {

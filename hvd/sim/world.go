@@ -20,8 +20,9 @@
 //
 // Faults come for a while: processes and hosts die and restart, freeze and
 // thaw; paths lose, delay, break in one direction or both; the volume stalls,
-// loses replies, or can't be reached by one or both; executions diverge. Then
-// all is repaired, and the pair has to be protected again.
+// loses replies, or can't be reached by one or both; executions diverge. A user
+// has the VM change hosts meanwhile. Then all is repaired, and the pair has to be
+// protected again.
 //
 // # What is checked, at each event that could break it
 //
@@ -82,6 +83,10 @@ type bugs struct {
 	fenceKeepsTasks  bool // the fence doesn't abort what is on its way
 	keepSession      bool // a halted guest's disk requests may still take effect
 	blindSwap        bool // COMPARE AND WRITE doesn't compare
+	pauseWithTasks   bool // a switchover doesn't wait for disk requests under way
+	pauseUnexecuted  bool // a switchover doesn't wait for the last of the log
+	runOn            bool // the guest runs on when the block is asked for
+	neverRegistered  bool // a secondary says that it may write, and may not
 }
 
 // World is one history.
@@ -121,6 +126,7 @@ func Run(seed uint64, o Options) (Counters, error) {
 	}
 	w.after(100*time.Millisecond, w.userStarts)
 	w.after(w.between(0, time.Second), w.nextFault)
+	w.after(w.between(time.Second, 3*time.Second), w.userMoves)
 	w.at(faultTime, w.repair)
 	w.play(faultTime + repairTime)
 	if w.err == nil {
@@ -138,6 +144,20 @@ func (w *World) userStarts() {
 		p.do(func() { p.step(pair.Command{Verb: pair.Start}) })
 	}
 	w.after(300*time.Millisecond, w.userStarts)
+}
+
+// userMoves is a user who has the VM change hosts, and tests the failover.
+func (w *World) userMoves() {
+	verb := pair.Switchover
+	if !w.single && w.chance(10) {
+		verb = pair.TestFailover
+	}
+	if p := w.hosts[w.rng.IntN(2)]; p != nil {
+		p.do(func() { p.step(pair.Command{Verb: verb}) })
+	}
+	if w.now < faultTime+repairTime/2 {
+		w.after(w.between(100*time.Millisecond, 2*time.Second), w.userMoves)
+	}
 }
 
 // play lets events happen until a time or until something breaks.
