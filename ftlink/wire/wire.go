@@ -7,7 +7,7 @@
 // TLS; hvd fills in the log, the pages and the state. It imports nothing of
 // ours.
 //
-// # Layout, version 2
+// # Layout, version 3
 //
 // A stream is a sequence of frames without padding. Integers are little
 // endian; a varint is an unsigned LEB128.
@@ -43,6 +43,8 @@
 //	10 Have       first varint; then hashes of 16 bytes each, 1 to 4096, of
 //	              the pages from first on, which the receiver of a state
 //	              transfer has already. Empty: that was all.
+//	11 Packet     an Ethernet frame that came in for the VM at the host that it
+//	              has left by a switchover; at most 64 KiB
 package wire
 
 import (
@@ -52,7 +54,7 @@ import (
 )
 
 // Version is the version of the layout above. Hello carries it.
-const Version = 2
+const Version = 3
 
 // HeaderSize is the size of a frame without its payload, in bytes.
 const HeaderSize = 8
@@ -81,6 +83,7 @@ const (
 	TypeControl        // a message of the pair protocol
 	TypeBye            // the sender closes the stream
 	TypeHave           // hashes of pages that are there already
+	TypePacket         // a packet that is sent after the VM
 	types
 )
 
@@ -100,6 +103,7 @@ var rules = [types]struct {
 	TypeControl:   {"control", 64 << 10, 0},
 	TypeBye:       {"bye", 1 << 10, 0},
 	TypeHave:      {"have", binary.MaxVarintLen64 + MaxHave*SumSize, 0},
+	TypePacket:    {"packet", 64 << 10, 0},
 }
 
 // String is the type's name.

@@ -23,6 +23,10 @@
 //	POST   /v1/vms/{name}/shutdown        press its power button
 //	POST   /v1/vms/{name}/force-start     start it here although it was the peer's,
 //	                                      which the caller knows to be off
+//	POST   /v1/vms/{name}/switchover      exchange the roles of the hosts, with
+//	                                      nothing lost; answers when that is done
+//	POST   /v1/vms/{name}/test-failover   drop this host's copy, which runs, so that
+//	                                      the other one takes over
 //	GET    /v1/vms/{name}/console         its last console output, text
 //	                                      Upgrade: console; then the stream of
 //	                                      hvd/api/console, to the host where it runs

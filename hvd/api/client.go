@@ -145,6 +145,16 @@ func (c *Client) ForceStart(ctx context.Context, name string) error {
 	return c.act(ctx, name, "force-start")
 }
 
+// Switchover has a VM that runs here, protected, change hosts: with nothing lost, and protected all the while.
+func (c *Client) Switchover(ctx context.Context, name string) error {
+	return c.act(ctx, name, "switchover")
+}
+
+// TestFailover drops the copy of a VM that runs here, protected: the other one takes over as if this host had died.
+func (c *Client) TestFailover(ctx context.Context, name string) error {
+	return c.act(ctx, name, "test-failover")
+}
+
 // Console returns a VM's last console output, as the guest wrote it.
 func (c *Client) Console(ctx context.Context, name string) (text []byte, err error) {
 	return text, c.call(ctx, http.MethodGet, vmPath(name)+"/console", nil, &text)

@@ -62,6 +62,8 @@ func TestRequests(t *testing.T) {
 		{"Stop", ``, func(ctx context.Context) outcome { return only(c.Stop(ctx, "db")) }, "POST /v1/vms/db/stop [] ", nil},
 		{"Shutdown", `{}`, func(ctx context.Context) outcome { return only(c.Shutdown(ctx, "db")) }, "POST /v1/vms/db/shutdown [] ", nil},
 		{"ForceStart", `{}`, func(ctx context.Context) outcome { return only(c.ForceStart(ctx, "db")) }, "POST /v1/vms/db/force-start [] ", nil},
+		{"Switchover", `{}`, func(ctx context.Context) outcome { return only(c.Switchover(ctx, "db")) }, "POST /v1/vms/db/switchover [] ", nil},
+		{"TestFailover", `{}`, func(ctx context.Context) outcome { return only(c.TestFailover(ctx, "db")) }, "POST /v1/vms/db/test-failover [] ", nil},
 		{"Console", "a\x00\xff{", func(ctx context.Context) outcome { return result(c.Console(ctx, "db")) }, "GET /v1/vms/db/console [] ", []byte("a\x00\xff{")},
 		{
 			"Events", `[{"at":"2026-01-02T03:04:05Z","what":"hvd started"}]`, func(ctx context.Context) outcome { return result(c.Events(ctx)) },

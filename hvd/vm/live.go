@@ -55,6 +55,12 @@ func (e *Engine) Live(ctx context.Context) error {
 		default:
 		}
 		e.commands()
+		if e.paused != nil {
+			if err := e.standStill(); err != nil {
+				return err
+			}
+			continue
+		}
 		if err := e.deliver(); err != nil {
 			return err
 		}

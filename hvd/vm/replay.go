@@ -105,6 +105,9 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 		return err
 	}
 	defer e.bell.close()
+	if err := e.m.SetFresh(0); err != nil { // a former primary's
+		return err
+	}
 	if err := e.m.SetLogged(true); err != nil {
 		return err
 	}

@@ -118,6 +118,7 @@ type Engine struct {
 	wanting   atomic.Bool // the loop waits for an acknowledgement
 	tape      *tape       // a recording, or nil
 	seeding   bool
+	paused    *paused    // for a switchover, or nil
 	ended     chan error // the guest's own end, once it was let out
 
 	// Of a secondary.

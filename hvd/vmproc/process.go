@@ -99,6 +99,7 @@ type Process struct {
 	link    *session.Link
 	pulse   *pulse
 	laggard laggard // the loop's
+	moving  moving
 	inputs  chan pair.Input
 	later   chan func(context.Context) // run by the loop
 	begun   time.Time
@@ -200,6 +201,7 @@ func (p *Process) close() {
 	if p.guest != nil {
 		p.guest.destroy()
 	}
+	p.endTrail(nil)
 	p.takeKept(0)
 	if p.session != nil {
 		p.session.Close()
@@ -393,6 +395,7 @@ func (p *Process) step(ctx context.Context, in pair.Input) {
 	for _, o := range out {
 		p.do(ctx, o)
 	}
+	p.settle(after, out)
 }
 
 // post queues an input from another goroutine.

@@ -128,6 +128,7 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 		return
 	}
 	g.stopSeed()
+	g.carrier = conn
 	ctx, g.seeding = context.WithCancel(ctx)
 	go func() {
 		before := p.link.Stats().BytesOut
@@ -306,16 +307,23 @@ func (p *Process) finishSeed(c *session.Conn, in *incoming) error {
 		p.mu.Lock()
 		p.guest, p.trouble = g, ""
 		p.mu.Unlock()
-		p.follow(g, s.Base, func(received, verified uint64) {
-			in.verified.Store(verified)
-			if in.received.Load() < received {
-				in.received.Store(received)
-			}
-			_ = in.ack(p, c) // a stream that broke shows as Down
-		})
+		g.carrier = c
+		p.followLog(in, s.Base, c)
 		p.step(ctx, pair.Seeded{Seed: in.seed})
 	}
 	return nil
+}
+
+// followLog has the copy that arrived follow the log behind base, and acknowledge
+// it on c.
+func (p *Process) followLog(in *incoming, base event.Base, c *session.Conn) {
+	p.follow(in.g, base, func(received, verified uint64) {
+		in.verified.Store(verified)
+		if in.received.Load() < received {
+			in.received.Store(received)
+		}
+		_ = in.ack(p, c) // a stream that broke shows as Down
+	})
 }
 
 // ack tells the primary how far this copy is.

@@ -45,6 +45,8 @@ func (p *Process) serve(ctx context.Context) (*http.Server, error) {
 		})
 	}
 	mux.HandleFunc("POST /v1/vm/shutdown", p.serveShutdown)
+	mux.HandleFunc("POST /v1/vm/switchover", p.serveMove(pair.Switchover))
+	mux.HandleFunc("POST /v1/vm/test-failover", p.serveMove(pair.TestFailover))
 	s := &http.Server{
 		Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },

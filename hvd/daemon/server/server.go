@@ -70,7 +70,7 @@ type Backend interface {
 }
 
 // Actions are what a VM can be told by POST.
-var Actions = []string{"start", "stop", "shutdown", "force-start"}
+var Actions = []string{"start", "stop", "shutdown", "force-start", "switchover", "test-failover"}
 
 // Config is how to serve.
 type Config struct {

@@ -230,7 +230,7 @@ func TestBadRequests(t *testing.T) {
 	}{
 		{"GET", "/", "", 404, "there is no GET /"},
 		{"PUT", "/v1/host", "", 404, "there is no PUT /v1/host"},
-		{"POST", "/v1/vms/db/explode", "", 404, `a VM can be told to start, stop, shutdown, force-start, and not to "explode"`},
+		{"POST", "/v1/vms/db/explode", "", 404, `a VM can be told to start, stop, shutdown, force-start, switchover, test-failover, and not to "explode"`},
 		{"GET", "/v1/vms/db/vsock/x", "", 400, `vsock port "x": expected 0 to 4294967295`},
 		{"GET", "/v1/vms/db/vsock/4294967296", "", 400, `vsock port "4294967296": expected 0 to 4294967295`},
 		{"GET", "/v1/vms/db/vsock/1", "", 426, "this is a stream: ask with Connection: Upgrade and Upgrade: vsock"},
