@@ -36,6 +36,9 @@ func (m *Machine) receive(in Received) {
 	}
 	p.hear(in.Path, msg.Seq, m.now)
 	p.known, p.msg, p.heard = true, msg, m.now
+	if msg.Seed == m.seed {
+		m.former = Seed{} // it knows of the switchover that began this seeding
+	}
 	if m.seedPeer == msg.Incarnation && m.seed == msg.Seed && m.role.Live() {
 		m.progress.Received = max(m.progress.Received, msg.Received)
 		m.progress.Verified = max(m.progress.Verified, msg.Verified)

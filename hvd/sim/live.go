@@ -14,7 +14,7 @@ const clockEvery = 50 * time.Millisecond
 // boot starts the guest from its disk.
 func (p *process) boot(epoch uint64) {
 	p.w.checkBoot(p, epoch)
-	p.guest = newGuest(epoch, clientCount)
+	p.guest = newGuest(epoch)
 	p.becomeLive()
 	p.run()
 }
@@ -64,9 +64,9 @@ func (p *process) clock() {
 }
 
 // frame is a packet of a client.
-func (p *process) frame(client int, r record) {
+func (p *process) frame(o op) {
 	if p.live != nil && !p.still.cut {
-		p.input(event.Entry{Kind: event.Frame, Data: append([]byte{byte(client)}, r.encode()...)})
+		p.input(event.Entry{Kind: event.Frame, Data: o.encode()})
 	}
 }
 
@@ -102,6 +102,10 @@ func (p *process) run() {
 			p.submit(r)
 		}
 		for _, e := range effects {
+			if p.w.bugs.readsAtOnce && e.op.read {
+				p.w.network.toClient(p, e)
+				continue
+			}
 			p.gate.Push(lsn, e)
 		}
 	}
@@ -134,7 +138,7 @@ func (p *process) release() {
 			p.w.network.toClient(p, e)
 			continue
 		}
-		p.submit(request{id: e.id, client: e.client, record: e.record})
+		p.submit(e.request)
 	}
 }
 
@@ -158,10 +162,10 @@ func (p *process) submit(r request) {
 		}
 	}
 	if r.read {
-		p.w.volume.read(p, r.client, func(r record, err error) { done(r.encode(), err) })
+		p.w.volume.read(p, r.key, func(r record, err error) { done(r.encode(), err) })
 		return
 	}
-	p.w.volume.write(p, r.client, r.record, func(err error) { done(nil, err) })
+	p.w.volume.write(p, r.key, r.record, func(err error) { done(nil, err) })
 }
 
 func (p *process) resubmit(g *guest, r request) {

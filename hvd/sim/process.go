@@ -87,7 +87,7 @@ func (p *process) tick() {
 // kill ends the process. When its host lives on, the other end of its stream
 // is told.
 func (p *process) kill(hostToo bool) {
-	p.w.log("%v is killed", p)
+	p.w.log("%v ends", p)
 	p.alive = false
 	p.w.noteGone(p)
 	p.w.hosts[p.host] = nil
@@ -97,7 +97,6 @@ func (p *process) kill(hostToo bool) {
 }
 
 func (p *process) pause(d time.Duration) {
-	p.w.log("%v freezes for %v", p, d)
 	p.paused = true
 	p.w.after(d, p.thaw)
 }
@@ -118,7 +117,9 @@ func (p *process) thaw() {
 // step gives an input to the role machine and carries out what it says.
 func (p *process) step(in pair.Input) {
 	for _, o := range p.machine.Step(in) {
-		p.carryOut(o)
+		if p.w.err == nil {
+			p.carryOut(o)
+		}
 	}
 }
 

@@ -83,6 +83,10 @@ func (p *process) shut() {
 // that carried the one that it followed.
 func (p *process) takeOver(seed pair.Seed) {
 	p.w.count.TakeOvers++
+	if p.half || p.guest == nil {
+		p.w.fail("%v takes over half seeded", p)
+		return
+	}
 	p.becomeLive()
 	p.seed, p.streaming = seed, p.stream != nil && p.stream == p.carrier
 	p.gate = lockstep.Gate[effect]{Level: p.w.level}
