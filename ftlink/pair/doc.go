@@ -157,6 +157,10 @@
 //	Stopping   Won: Halt, Standby, block FREE. Not won: Halt, Standby; the
 //	           other copy stops by itself if the guest did.
 //
+// A host that is drained takes no seeding and starts nothing by itself. Its live
+// copies are seeded to the other host and given to it; its secondaries ask, by
+// their messages, to be dropped, which costs nothing that the primary has.
+//
 // A live copy halts whenever it learns of a block with a later epoch that it
 // didn't write. The block is read each Config.VolumeCheck in every role.
 package pair

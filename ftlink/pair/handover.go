@@ -45,16 +45,50 @@ func (m *Machine) Unmovable() string {
 	return ""
 }
 
-// switchover begins one.
-func (m *Machine) switchover() {
+// switchover begins one, for a reason.
+func (m *Machine) switchover(cause string) {
 	if why := m.Unmovable(); why != "" {
 		m.event("refused a switchover: %s", why)
 		return
 	}
 	m.ops++
 	m.pausing, m.paused = m.ops, false
-	m.enter(Pausing, "a user moves the VM to host %v; the guest stands still", m.cfg.Peer)
+	m.enter(Pausing, "%s: the VM moves to host %v, the guest stands still", cause, m.cfg.Peer)
 	m.emit(Pause{m.pausing})
+}
+
+// drain keeps copies off this host, or lets them come again. A secondary stays
+// until its primary goes on alone, which it asks for: that one may be dead.
+func (m *Machine) drain(on bool) {
+	if m.drained == on {
+		return
+	}
+	m.drained, m.moveAt, m.idle, m.tell = on, m.now, false, true
+	if on {
+		m.wantStart = false
+		m.event("this host is drained: no copy is started or received here")
+		return
+	}
+	m.event("this host is no longer drained")
+}
+
+// leave moves the VM away from a host that is drained.
+func (m *Machine) leave() bool {
+	if !m.drained || m.now < m.moveAt || m.Unmovable() != "" {
+		return false
+	}
+	m.moveAt = m.now + m.cfg.MoveAgain
+	m.switchover("this host is drained")
+	return true
+}
+
+// stayIdle tells once that a VM which could be started here isn't.
+func (m *Machine) stayIdle(b Block) {
+	if m.idle || b.Kind == Free || b.Kind == Solo && b.Owner != m.cfg.Self {
+		return
+	}
+	m.idle = true
+	m.event("not started here: this host is drained; the block says %v", b)
 }
 
 // testFailover drops this copy as if it had crashed.

@@ -127,6 +127,8 @@ const (
 	ForceStart                   // boot the VM here although the block gives it to the other host, which the user knows to be off
 	Switchover                   // exchange the roles of the two copies, with nothing lost
 	TestFailover                 // drop the live copy, so that the secondary takes over
+	Drain                        // the VM is to leave this host, and no copy of it to be started or received here
+	Undrain                      // the end of that
 )
 
 // Command is a user's.

@@ -25,6 +25,7 @@ func (m *Machine) advanceLive() bool {
 			m.resolve(why)
 			return true
 		}
+		return m.leave()
 	case Pausing:
 		return m.advancePausing()
 	}
@@ -35,7 +36,7 @@ func (m *Machine) advanceLive() bool {
 func (m *Machine) beginSeed() bool {
 	msg := m.peer.msg
 	if m.doubt || !m.link || !m.heard() || m.linkInc != msg.Incarnation || msg.Role != Standby ||
-		msg.VolumeLost || m.volumeLost() || m.now < m.seedHold {
+		msg.VolumeLost || msg.Drained || m.volumeLost() || m.now < m.seedHold {
 		return false
 	}
 	m.seeds++
@@ -96,6 +97,8 @@ func (m *Machine) secondaryLost() string {
 		return "the direct link is silent"
 	case ours && msg.Role == Diverged:
 		return Diverge.String()
+	case ours && msg.Drained:
+		return "the other host is drained"
 	case m.role == Seeding:
 		return ""
 	case m.former != Seed{} && msg.Seed == m.former && (msg.Role == Primary || msg.Role == Pausing || msg.Role == Yielding):

@@ -35,6 +35,10 @@ type Config struct {
 	// PausePatience is how long a guest stands still for a switchover until that
 	// is given up; 2 s.
 	PausePatience time.Duration
+
+	// MoveAgain is how long a VM whose host is drained stays after a switchover
+	// was given up, until the next; 10 s.
+	MoveAgain time.Duration
 }
 
 func (c *Config) setDefaults() {
@@ -53,6 +57,7 @@ func (c *Config) setDefaults() {
 		{&c.VolumeStale, 3 * time.Second},
 		{&c.Reseed, time.Second},
 		{&c.PausePatience, 2 * time.Second},
+		{&c.MoveAgain, 10 * time.Second},
 	} {
 		if *d.at == 0 {
 			*d.at = d.def
@@ -118,6 +123,10 @@ type Machine struct {
 	registerAt  time.Duration
 	called      bool // secondary: the primary says that it has yielded
 	lookAt      time.Duration
+
+	drained bool          // this host is to have no copy
+	moveAt  time.Duration // drained: no switchover before
+	idle    bool          // drained: people were told that the VM isn't started here
 
 	reannounce bool // live: the former primary may have sent since Announce
 

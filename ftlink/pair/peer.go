@@ -72,7 +72,7 @@ func (m *Machine) beat() {
 	m.sequence++
 	msg := Message{
 		VM: m.cfg.VM, From: m.cfg.Self, Incarnation: m.incarnation, Seq: m.sequence, Role: m.role,
-		VolumeLost: m.volumeLost(), Epoch: m.block.Epoch, Seed: m.seed,
+		VolumeLost: m.volumeLost(), Drained: m.drained, Epoch: m.block.Epoch, Seed: m.seed,
 	}
 	if !m.role.Live() {
 		msg.Received, msg.Verified = m.progress.Received, m.progress.Verified

@@ -1,10 +1,10 @@
 package pair
 
 func (m *Machine) seedBegin(s Seed) {
-	if m.role != Standby || m.pending != nil || s == (Seed{}) {
+	if m.role != Standby || m.pending != nil || s == (Seed{}) || m.drained {
 		m.emit(EndSeed{s})
 		m.dropLink()
-		m.event("refused seeding %v: this copy is %v", s, m.role)
+		m.event("refused seeding %v: this copy is %v%s", s, m.role, map[bool]string{true: ", and this host is drained"}[m.drained])
 		return
 	}
 	m.seed, m.former, m.progress, m.torn = s, Seed{}, Progress{}, !m.link
