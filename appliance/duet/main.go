@@ -27,6 +27,8 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
             [--peer ADDRESS[:PORT]] [--peer-token TOKEN] [--peer-fingerprint HEX] [--timeout DURATION] COMMAND
 
   host                         the host's own state
+  host drain                   have all VMs leave it, and keep every copy off it, over reboots, too
+  host undrain                 let VMs come to it again
   vms                          its VMs
   vm NAME                      all about one VM
   vm record NAME --out FILE [--for 60s]
@@ -91,6 +93,8 @@ type command struct {
 
 var commands = map[string]command{
 	"host":             {0, 0, false, showHost},
+	"host drain":       {1, 1, false, drain},
+	"host undrain":     {1, 1, false, undrain},
 	"vms":              {0, 0, false, showVMs},
 	"vm":               {1, 1, false, showVM},
 	"vm console":       {2, 2, true, typeConsole},
@@ -165,7 +169,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, notes io.Writer)
 // find looks up the command of a line with at least one word.
 func find(line []string) (command, error) {
 	name, n := line[0], len(line)-1
-	if name == "vm" && n >= 2 {
+	if name == "vm" && n >= 2 || name == "host" && n >= 1 {
 		name += " " + line[1]
 	}
 	c, ok := commands[name]

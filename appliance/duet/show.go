@@ -48,6 +48,7 @@ func showHost(ctx context.Context, e env) error {
 			locator += " (" + h.LocatorWhy + ")"
 		}
 		row(w, "locator", "%s", locator)
+		row(w, "drained", "%s", map[bool]string{true: "yes"}[h.Drained])
 		row(w, "trouble", "%s", h.Trouble)
 	})
 }

@@ -14,6 +14,8 @@
 // (the caller's fault) or 5xx. The token travels as "Authorization: Bearer".
 //
 //	GET    /v1/host                       Host
+//	POST   /v1/host/drain                 have all VMs leave, and keep them off; Host
+//	POST   /v1/host/undrain               the end of that; Host
 //	GET    /v1/vms                        []VM, in the order of their names
 //	GET    /v1/vms/{name}                 VM
 //	POST   /v1/vms                        a definition (volume.Definition) -> VM
@@ -62,6 +64,7 @@ type Host struct {
 	Locator string `json:"locator"`        // how a guest is stopped at a position
 	// LocatorWhy says why it is that one, one line.
 	LocatorWhy string `json:"locator_why,omitempty"`
+	Drained    bool   `json:"drained,omitempty"` // no VM is to be on it
 	Trouble    string `json:"trouble,omitempty"` // what keeps VMs from being protected, one line
 }
 

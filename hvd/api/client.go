@@ -105,6 +105,16 @@ func (c *Client) Host(ctx context.Context) (h Host, err error) {
 	return h, c.call(ctx, http.MethodGet, "/v1/host", nil, &h)
 }
 
+// Drain has all VMs leave the host, and keeps every copy off it. It returns at once.
+func (c *Client) Drain(ctx context.Context) (h Host, err error) {
+	return h, c.call(ctx, http.MethodPost, "/v1/host/drain", nil, &h)
+}
+
+// Undrain lets VMs come to the host again.
+func (c *Client) Undrain(ctx context.Context) (h Host, err error) {
+	return h, c.call(ctx, http.MethodPost, "/v1/host/undrain", nil, &h)
+}
+
 // VMs returns the VMs, sorted by name.
 func (c *Client) VMs(ctx context.Context) (list []VM, err error) {
 	return list, c.call(ctx, http.MethodGet, "/v1/vms", nil, &list)

@@ -44,6 +44,8 @@ func TestRequests(t *testing.T) {
 		want         any
 	}{
 		{"Host", `{"name":"a","kvm":"ok","new":1}`, func(ctx context.Context) outcome { return result(c.Host(ctx)) }, "GET /v1/host [] ", Host{Name: "a", KVM: "ok"}},
+		{"Drain", `{"name":"a","drained":true}`, func(ctx context.Context) outcome { return result(c.Drain(ctx)) }, "POST /v1/host/drain [] ", Host{Name: "a", Drained: true}},
+		{"Undrain", `{"name":"a"}`, func(ctx context.Context) outcome { return result(c.Undrain(ctx)) }, "POST /v1/host/undrain [] ", Host{Name: "a"}},
 		{"VMs", `[{"name":"db"}]`, func(ctx context.Context) outcome { return result(c.VMs(ctx)) }, "GET /v1/vms [] ", []VM{{Name: "db"}}},
 		{
 			"VM", `{"name":"d/b","seed":{"pages":1},"counters":{"exits":2}}`, func(ctx context.Context) outcome { return result(c.VM(ctx, "d/b ?")) },

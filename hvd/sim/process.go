@@ -63,6 +63,9 @@ func (w *World) startProcess(h int) {
 	w.hosts[h] = p
 	w.log("%v starts", p)
 	p.tick()
+	if w.drained[h] {
+		p.step(pair.Command{Verb: pair.Drain})
+	}
 	p.clock()
 	w.network.dial()
 }

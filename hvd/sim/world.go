@@ -115,6 +115,7 @@ type World struct {
 
 	level   lockstep.Level
 	hosts   [2]*process // the process of each host; nil: none
+	drained [2]bool
 	volume  *volume
 	network network
 	clients [clientCount]*client
@@ -172,6 +173,10 @@ func (w *World) userMoves() {
 			verb, kind = pair.TestFailover, moveTest
 		}
 		host := w.rng.IntN(2)
+		if !w.single && w.now < faultTime && w.chance(8) {
+			w.drain(host, !w.drained[host])
+			return
+		}
 		if p := w.hosts[host]; p != nil {
 			w.did(kind, host, "%v is told: %s", p, faultNames[kind])
 			p.do(func() { p.step(pair.Command{Verb: verb}) })
@@ -179,6 +184,22 @@ func (w *World) userMoves() {
 	})
 	if w.now < faultTime+repairTime/2 {
 		w.after(within(w.plan.times['u'], 100*time.Millisecond, 2*time.Second), w.userMoves)
+	}
+}
+
+// drain is a user who wants no copy on a host, or wants them again.
+func (w *World) drain(host int, on bool) {
+	if w.drained[host] == on {
+		return
+	}
+	w.drained[host] = on
+	verb := pair.Undrain
+	if on {
+		verb = pair.Drain
+		w.did(moveDrain, host, "host      %c is drained", 'a'+host)
+	}
+	if p := w.hosts[host]; p != nil {
+		p.do(func() { p.step(pair.Command{Verb: verb}) })
 	}
 }
 

@@ -353,6 +353,10 @@ func (p *Process) loop(ctx context.Context) error {
 	}
 	p.pulse.turn(time.Now())
 	p.step(ctx, pair.Tick{Now: time.Since(p.begun)})
+	// Now that the daemon can tell this process, the file says no less than it would.
+	if _, err := os.Stat(hostcfg.DrainedPath(p.opt.HostConfig)); err == nil {
+		p.step(ctx, pair.Command{Verb: pair.Drain})
+	}
 	for !p.ending {
 		p.pulse.turn(time.Now())
 		select {

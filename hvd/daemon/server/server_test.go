@@ -38,6 +38,14 @@ func (f *fake) note(format string, args ...any) {
 
 func (f *fake) Host(context.Context) api.Host { return api.Host{Name: "a"} }
 
+func (f *fake) Drain(_ context.Context, on bool) (api.Host, error) {
+	f.note("drain %t", on)
+	if !on {
+		return api.Host{}, api.Errorf(http.StatusInternalServerError, "the file stays")
+	}
+	return api.Host{Name: "a", Drained: true}, nil
+}
+
 func (f *fake) VMs(context.Context) ([]api.VM, error) { return []api.VM{{Name: "db"}}, nil }
 
 func (f *fake) VM(_ context.Context, name string) (api.VM, error) {
