@@ -60,7 +60,7 @@ func (p *process) clock() {
 	if p.live != nil && !p.still.cut {
 		p.input(event.Entry{Kind: event.Time, Now: max(p.guest.now, uint64(p.w.now))})
 	}
-	p.w.after(clockEvery, func() { p.do(p.clock) })
+	p.w.after(clockEvery, p.clocks)
 }
 
 // frame is a packet of a client.

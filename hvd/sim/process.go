@@ -17,6 +17,8 @@ type process struct {
 	session     uint64 // with the volume
 	machine     *pair.Machine
 	alive       bool
+	ticks       func() // tick and clock, made once
+	clocks      func()
 	paused      bool
 	deferred    []func() // while paused
 
@@ -60,6 +62,8 @@ func (w *World) startProcess(h int) {
 		return
 	}
 	p := &process{w: w, host: h, incarnation: w.order, session: w.order, machine: m, alive: true}
+	tick, clock := p.tick, p.clock
+	p.ticks, p.clocks = func() { p.do(tick) }, func() { p.do(clock) }
 	w.hosts[h] = p
 	w.log("%v starts", p)
 	p.tick()
@@ -84,7 +88,7 @@ func (p *process) do(f func()) {
 
 func (p *process) tick() {
 	p.step(pair.Tick{Now: p.w.now})
-	p.w.after(tickEvery, func() { p.do(p.tick) })
+	p.w.after(tickEvery, p.ticks)
 }
 
 // kill ends the process. When its host lives on, the other end of its stream

@@ -97,3 +97,45 @@ func (p *trial) testFailover(t *testing.T) {
 	p.alive(t)
 	p.intact(t)
 }
+
+// drain has all VMs leave the primary's host, and come back.
+func (p *trial) drain(t *testing.T) {
+	from := p.protected(t)
+	to := p.pair.Peer(from)
+	before, err := p.look(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := p.pair.API(from).Drain(p.ctx)
+	if err != nil || !h.Drained {
+		t.Fatalf("host %s is told to be drained: %+v, %v", from, h, err)
+	}
+	p.until(t, "the guest to leave host "+from, func() (bool, string) {
+		live, ok, detail := p.alone()
+		return ok && live == to, detail
+	})
+	p.answered(t)
+	p.alive(t)
+	if err := p.pair.API(from).Start(p.ctx, pairlab.Guest); err != nil {
+		t.Errorf("a start where the host is drained is answered by an event, and not by: %v", err)
+	}
+	if _, err := p.pair.API(from).Undrain(p.ctx); err != nil {
+		t.Fatal(err)
+	}
+	p.primary = to
+	if now := p.protected(t); now != to {
+		t.Errorf("host %s is primary, want %s", now, to)
+	}
+	after, err := p.look(to)
+	switch {
+	case err != nil:
+		t.Fatal(err)
+	case after.Failover != nil && (before.Failover == nil || after.Failover.At != before.Failover.At):
+		t.Errorf("host %s took over by a failover: %+v", to, after.Failover)
+	case after.Seed == nil || after.Seed.Known == 0:
+		t.Errorf("the copy that left has left no memory behind: %+v", after.Seed)
+	default:
+		t.Logf("seeded again: %d pages in %d bytes, %d were there", after.Seed.Pages, after.Seed.Bytes, after.Seed.Known)
+	}
+	p.intact(t)
+}
