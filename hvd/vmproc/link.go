@@ -128,7 +128,7 @@ func (p *Process) frame(c *session.Conn, f wire.Frame) error {
 		return nil
 	}
 	if in == nil && f.Type == wire.TypeLog {
-		return p.keepEarly(f)
+		return p.keepEarly(c, f)
 	}
 	if in == nil {
 		return nil // of a transfer that was given up here

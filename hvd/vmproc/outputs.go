@@ -255,7 +255,7 @@ func (p *Process) time(before, after pair.Role, cause string) {
 		p.failover.LiveMS = since()
 		done := p.failover
 		p.failed, p.timing = &done, false
-	case after == pair.Secondary || after == pair.Standby:
+	case after == pair.Secondary || after == pair.Standby || after == pair.Primary:
 		p.timing = false
 	}
 }

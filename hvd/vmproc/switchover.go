@@ -3,6 +3,8 @@ package vmproc
 import (
 	"context"
 	"fmt"
+	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -93,13 +95,18 @@ func (p *Process) register(ctx context.Context, op uint64) {
 	p.post(pair.Registered{Op: op, Err: p.session.Join(ctx)})
 }
 
-// keepEarly keeps log that comes before this copy knows that it follows.
-func (p *Process) keepEarly(f wire.Frame) error {
+// keepEarly keeps log that comes before this copy knows that it follows. It may
+// have learnt that a moment ago.
+func (p *Process) keepEarly(c *session.Conn, f wire.Frame) error {
 	lsn, log, err := wire.ParseLog(f, nil)
 	if err != nil {
 		return err
 	}
 	p.mu.Lock()
+	if in := p.incoming; in != nil {
+		p.mu.Unlock()
+		return p.takeLog(c, in, f)
+	}
 	defer p.mu.Unlock()
 	switch {
 	case !p.moving.expect:
@@ -189,7 +196,7 @@ func (p *Process) watchPause(m pair.Message) {
 }
 
 // forward sends the packets that come in for a VM that has left after it, for a
-// while.
+// while. Some may come twice then, which networks do.
 func (p *Process) forward(r *rim, conn *session.Conn) {
 	after := func(in event.Entry) { p.sendAfter(conn, in) }
 	r.after.Store(&after)
@@ -203,12 +210,18 @@ func (p *Process) forward(r *rim, conn *session.Conn) {
 	time.AfterFunc(forwardFor, func() { p.endTrail(t) })
 }
 
-// sendAfter sends a packet after the VM. One that can't be sent is lost, as on a
-// busy wire.
+// sendAfter sends a packet after the VM, but for the VM's own broadcasts, which
+// come from its new host. One that can't be sent is lost, as on a busy wire.
 func (p *Process) sendAfter(conn *session.Conn, in event.Entry) {
-	if in.Kind == event.Frame && conn != nil {
+	if in.Kind == event.Frame && conn != nil && !sentBy(in.Data, p.def.MAC) {
 		_ = conn.Send(wire.Frame{Type: wire.TypePacket, Payload: in.Data})
 	}
+}
+
+// sentBy says that an Ethernet frame has that source address.
+func sentBy(frame []byte, mac string) bool {
+	const at, end = 6, 12 // of the source address
+	return len(frame) >= end && strings.EqualFold(net.HardwareAddr(frame[at:end]).String(), mac)
 }
 
 // endTrail closes the tap of a VM that has left, if it is still that one; nil

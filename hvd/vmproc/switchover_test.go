@@ -32,23 +32,23 @@ func TestEarlyLog(t *testing.T) {
 	p := &Process{}
 	piece := bytes.Repeat([]byte{7}, 1<<20)
 	early := func() int { return len(p.moving.early) }
-	if err := p.keepEarly(logFrame(t, 0, piece)); err != nil || early() != 0 {
+	if err := p.keepEarly(nil, logFrame(t, 0, piece)); err != nil || early() != 0 {
 		t.Fatalf("log that nobody expects: %v, %d kept", err, early())
 	}
 	p.expectLog(true)
 	for n := range maxEarly >> 20 {
-		if err := p.keepEarly(logFrame(t, uint64(n)<<20, piece)); err != nil {
+		if err := p.keepEarly(nil, logFrame(t, uint64(n)<<20, piece)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := p.keepEarly(logFrame(t, maxEarly, piece)); !errors.Is(err, vm.ErrBehind) {
+	if err := p.keepEarly(nil, logFrame(t, maxEarly, piece)); !errors.Is(err, vm.ErrBehind) {
 		t.Errorf("more than %d bytes: %v", maxEarly, err)
 	}
 	if early() != maxEarly>>20 || p.moving.early[3].lsn != 3<<20 || !bytes.Equal(p.moving.early[3].bytes, piece) {
 		t.Errorf("%d pieces are kept", early())
 	}
 	p.expectLog(false)
-	if err := p.keepEarly(logFrame(t, 0, piece)); err != nil || early() != 0 {
+	if err := p.keepEarly(nil, logFrame(t, 0, piece)); err != nil || early() != 0 {
 		t.Errorf("after the switchover was given up: %v, %d kept", err, early())
 	}
 }
@@ -74,7 +74,9 @@ func TestWatchPause(t *testing.T) {
 
 // Who asked for a switchover learns how it ended.
 func TestSettle(t *testing.T) {
-	event := func(what string) []pair.Output { return []pair.Output{pair.Event{What: "first"}, pair.Event{What: what}} }
+	event := func(what string) []pair.Output {
+		return []pair.Output{pair.Event{What: "first"}, pair.Event{What: what}}
+	}
 	for _, c := range []struct {
 		name string
 		verb pair.Verb
@@ -121,5 +123,18 @@ func TestServeMove(t *testing.T) {
 	}
 	if w.Code != http.StatusConflict || !strings.HasPrefix(body.Error, `VM "db" can't change hosts: it doesn't run here`) {
 		t.Errorf("status %d, %q", w.Code, body.Error)
+	}
+}
+
+// A VM's own broadcasts aren't sent after it.
+func TestSentBy(t *testing.T) {
+	frame := []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 0x54, 0, 0xd0, 0xe7, 1, 8, 6}
+	for mac, want := range map[string]bool{"52:54:00:d0:e7:01": true, "52:54:00:D0:E7:01": true, "52:54:00:d0:e7:02": false, "": false} {
+		if got := sentBy(frame, mac); got != want {
+			t.Errorf("%q: %t", mac, got)
+		}
+	}
+	if sentBy(frame[:11], "52:54:00:d0:e7:01") {
+		t.Error("a frame that is too short has a source")
 	}
 }
