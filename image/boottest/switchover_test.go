@@ -90,6 +90,7 @@ func (p *trial) testFailover(t *testing.T) {
 		return err == nil && vm.Live, describe(vm, err)
 	})
 	p.answered(t)
+	t.Log(from + ": " + p.lastOf(t, from, "tested the failover"))
 	p.primary = to
 	if now := p.protected(t); now != to {
 		t.Errorf("host %s is primary, want %s", now, to)
