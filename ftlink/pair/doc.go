@@ -76,7 +76,10 @@
 // is the secondary of it, with no state transfer. Either may turn that PAIR into
 // SOLO like any other. The one that leads registers before, not after: once the
 // block is written, the other may win and fence it, and what is fenced must stay
-// so. It takes no fence of its own, for there is nothing to be fenced.
+// so. It takes no fence of its own, for there is nothing to be fenced. Should it
+// sleep between its read of the block and what it does then, it may take over by a
+// block that the other one has replaced. Nothing acknowledges what it does, so
+// nothing of it leaves but its announcement, and the live one announces again.
 //
 // # The driver's part
 //

@@ -13,15 +13,19 @@ const clockEvery = 50 * time.Millisecond
 
 // boot starts the guest from its disk.
 func (p *process) boot(epoch uint64) {
-	p.w.checkBoot(p, epoch)
 	p.guest = newGuest(epoch)
+	p.w.checkBoot(p, epoch)
 	p.becomeLive()
 	p.run()
 }
 
 // goLive lets the replica go on by itself.
 func (p *process) goLive() {
-	p.w.checkGoLive(p)
+	// One that froze may take over by a block that has been replaced since. That
+	// makes it a primary like one that slept: nobody acknowledges what it does.
+	if p.live == nil || p.w.givenTo(p) {
+		p.w.checkGoLive(p)
+	}
 	if p.w.err != nil {
 		return
 	}
@@ -38,7 +42,6 @@ func (p *process) becomeLive() {
 	p.replica, p.consuming, p.sealed, p.diverged = nil, false, false, false
 	p.gate.Level = p.w.level
 	p.live = &lockstep.Primary[effect]{Machine: p.guest, Log: lockstep.NewRecorder(p.guest.base())}
-	p.w.truth.guest = p.guest
 	if p.w.bugs.ackAfterSeal {
 		p.closeStream()
 	}

@@ -109,7 +109,13 @@ func (w *World) checkGoLive(p *process) {
 		return g.slots[key].record
 	})
 	w.noteGone(p)
-	t.owner, t.history = p, slices.Clone(g.history)
+	t.owner, t.guest, t.history = p, g, slices.Clone(g.history)
+}
+
+// givenTo says that the block gives the VM to a process, by a switchover.
+func (w *World) givenTo(p *process) bool {
+	b := w.blockNow()
+	return b.Kind == pair.Pair && b.Owner == pair.HostID(10+p.host) && b.Seed == p.seed
 }
 
 // checkBoot follows a boot from the disk.
@@ -119,7 +125,7 @@ func (w *World) checkBoot(p *process, boot uint64) {
 		w.fail("%v boots the VM anew: one fault at a time lost its state", p)
 	}
 	w.checkAcked(p, func(key int) record { return w.volume.data[key] })
-	w.truth.owner, w.truth.boot, w.truth.history = p, boot, nil
+	w.truth.owner, w.truth.guest, w.truth.boot, w.truth.history = p, p.guest, boot, nil
 }
 
 func (w *World) checkAcked(p *process, has func(key int) record) {
