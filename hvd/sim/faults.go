@@ -83,13 +83,21 @@ func (w *World) rare(host int) {
 	}
 }
 
-// atTheWorstMoment lets something break just when a copy's role changes.
-func (w *World) atTheWorstMoment() {
-	times := w.plan.times['w']
-	if w.single || w.now >= faultTime || times.IntN(100) >= 4 {
+// atTheWorstMoment lets something break just when a copy's role changes. When only
+// one thing may break at a time, that is in the middle of a switchover.
+func (w *World) atTheWorstMoment(role pair.Role) {
+	times, often := w.plan.times['w'], 4
+	if w.single {
+		often = 25
+	}
+	moving := role == pair.Pausing || role == pair.Yielding
+	if w.now >= faultTime || w.single && (!moving || w.now <= w.sound) || times.IntN(100) >= often {
 		return
 	}
 	w.after(within(times, 0, 6*time.Millisecond), func() {
+		if w.single && w.now <= w.sound {
+			return
+		}
 		w.inject('w', func() {
 			host := w.rng.IntN(2)
 			switch w.rng.IntN(4) {

@@ -188,7 +188,7 @@ func (p *process) carryOut(o pair.Output) {
 
 // note counts what a history met.
 func (p *process) note(e pair.Event) {
-	p.w.atTheWorstMoment()
+	p.w.atTheWorstMoment(e.Role)
 	switch e.Role {
 	case pair.Primary:
 		p.w.count.Pairings++
