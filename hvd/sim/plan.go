@@ -90,31 +90,33 @@ func (w *World) did(k faultKind, host int, format string, args ...any) {
 // Shrunk is a failing history with as few steps as were found to be needed.
 type Shrunk struct {
 	Steps []Step
-	Of    int // steps of the whole history
+	Vary  uint64 // Options.Vary
+	Of    int    // steps of the whole history
 	Runs  int
 	Story []string // a line for each step, with its time
 	Err   error
 }
 
+// variants is how many draws of what isn't a step are tried with fewer steps: a
+// mistake that takes a race shows in some of them only.
+const variants = 12
+
 // Shrink looks for a subset of a failing history's steps that still fails: it
 // leaves out large parts first, then smaller ones, down to single steps. It gives
 // up after limit runs, with what it has.
 func Shrink(seed uint64, o Options, limit int) Shrunk {
-	o.Trace, o.Story, o.Keep = nil, false, nil
+	o.Trace, o.Story, o.Keep, o.Vary = nil, false, nil, 0
 	all, err := run(seed, o)
 	s := Shrunk{Steps: all.plan.done, Of: len(all.plan.done), Err: err, Runs: 1}
 	for part := max(1, len(s.Steps)/2); err != nil && s.Runs < limit; {
 		shorter := false
 		for from := 0; from < len(s.Steps) && s.Runs < limit; {
 			less := append(append([]Step{}, s.Steps[:from]...), s.Steps[min(from+part, len(s.Steps)):]...)
-			o.Keep = less
-			w, failed := run(seed, o)
-			s.Runs++
-			if failed == nil {
+			if s.without(seed, o, less) {
+				shorter = true
+			} else {
 				from += part
-				continue
 			}
-			s.Steps, s.Err, shorter = w.plan.done, failed, true
 		}
 		switch {
 		case part > 1:
@@ -123,10 +125,25 @@ func Shrink(seed uint64, o Options, limit int) Shrunk {
 			limit = 0
 		}
 	}
-	o.Keep, o.Story = s.Steps, true
+	o.Keep, o.Vary, o.Story = s.Steps, s.Vary, true
 	w, _ := run(seed, o)
 	s.Story = w.plan.story
 	return s
+}
+
+// without plays a history with no more than these steps, and notes it if it fails.
+func (s *Shrunk) without(seed uint64, o Options, steps []Step) bool {
+	o.Keep = steps
+	for v := range uint64(variants) {
+		o.Vary = s.Vary + v
+		w, err := run(seed, o)
+		s.Runs++
+		if err != nil {
+			s.Steps, s.Vary, s.Err = w.plan.done, o.Vary, err
+			return true
+		}
+	}
+	return false
 }
 
 // String is the steps with their times, and how to play them.
@@ -140,6 +157,6 @@ func (s Shrunk) String() string {
 	for _, line := range s.Story {
 		fmt.Fprintf(&b, "  %s\n", line)
 	}
-	fmt.Fprintf(&b, "  %v\nKEEP=%s", s.Err, strings.Join(names, ","))
+	fmt.Fprintf(&b, "  %v\nVARY=%d KEEP=%s", s.Err, s.Vary, strings.Join(names, ","))
 	return b.String()
 }

@@ -15,6 +15,7 @@ import (
 var (
 	seedFlag   = flag.Uint64("sim.seed", 0, "play this one seed, with a trace")
 	singleFlag = flag.Bool("sim.single", false, "with -sim.seed: one fault at a time")
+	varyFlag   = flag.Uint64("sim.vary", 0, "with -sim.seed: another draw of all that isn't a step")
 	keepFlag   = flag.String("sim.keep", "", "with -sim.seed: the only steps that take place, as in f3,u1,w0")
 	fromFlag   = flag.Uint64("sim.from", 1, "play seeds from this one on")
 	seedsFlag  = flag.Uint64("sim.seeds", 10000, "play so many seeds")
@@ -26,7 +27,7 @@ func TestSeed(t *testing.T) {
 	if *seedFlag == 0 {
 		t.Skip("no -sim.seed")
 	}
-	o := Options{Trace: os.Stdout, OneAtATime: *singleFlag}
+	o := Options{Trace: os.Stdout, OneAtATime: *singleFlag, Vary: *varyFlag}
 	if *keepFlag != "" {
 		var err error
 		if o.Keep, err = ParseSteps(*keepFlag); err != nil {
@@ -41,7 +42,7 @@ func TestSeed(t *testing.T) {
 }
 
 // shrinkRuns bounds the search for a shorter schedule of a seed that failed.
-const shrinkRuns = 400
+const shrinkRuns = 1500
 
 // play plays n histories on all processors and returns what happened in all of
 // them. Of a history that fails it tells which steps are needed for that.
@@ -79,7 +80,7 @@ func play(t *testing.T, n uint64, o Options) Counters {
 	if failed != 0 {
 		_, err := Run(failed, o)
 		single := map[bool]string{true: " SINGLE=1"}[o.OneAtATime]
-		t.Fatalf("%v\n%v\nmake sim SEED=%d%s [KEEP=...] plays it, with a trace", err, Shrink(failed, o, shrinkRuns), failed, single)
+		t.Fatalf("%v\n%v\nmake sim SEED=%d%s [VARY=... KEEP=...] plays it, with a trace", err, Shrink(failed, o, shrinkRuns), failed, single)
 	}
 	took := time.Since(start)
 	t.Logf("%d seeds in %v, %.0f a second\n%v\n%v", n, took.Round(time.Millisecond), float64(n)/took.Seconds(), total, total.Coverage)
@@ -133,7 +134,7 @@ func TestShrink(t *testing.T) {
 	}
 	s := Shrink(seed, o, shrinkRuns)
 	t.Logf("seed %d: %v", seed, s)
-	if s.Err == nil || len(s.Steps) == 0 || 2*len(s.Steps) > s.Of || len(s.Story) < len(s.Steps) {
+	if s.Err == nil || len(s.Steps) == 0 || 3*len(s.Steps) > s.Of || len(s.Story) < len(s.Steps) {
 		t.Errorf("%d steps of %d, %d lines, %v", len(s.Steps), s.Of, len(s.Story), s.Err)
 	}
 	_, keep, _ := strings.Cut(s.String(), "KEEP=")
@@ -141,7 +142,7 @@ func TestShrink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.Keep = steps
+	o.Keep, o.Vary = steps, s.Vary
 	if _, err := Run(seed, o); err == nil || err.Error() != s.Err.Error() {
 		t.Errorf("played again: %v, want %v", err, s.Err)
 	}

@@ -71,8 +71,10 @@ type Options struct {
 	// VM is protected. Then the guest has to survive all of them.
 	OneAtATime bool
 
-	// Keep are the only steps that take place; nil: all do. Story has them told.
+	// Keep are the only steps that take place; nil: all do. Vary is another draw of
+	// everything else, delays for instance. Story has the steps told.
 	Keep  []Step
+	Vary  uint64
 	Story bool
 
 	bugs bugs
@@ -130,7 +132,7 @@ func Run(seed uint64, o Options) (Counters, error) {
 
 func run(seed uint64, o Options) (*World, error) {
 	w := &World{
-		bugs: o.bugs, single: o.OneAtATime, trace: o.Trace, rng: rand.New(rand.NewPCG(seed, 0xd0e7)), plan: newPlan(seed, o),
+		bugs: o.bugs, single: o.OneAtATime, trace: o.Trace, rng: rand.New(rand.NewPCG(seed, 0xd0e7+o.Vary)), plan: newPlan(seed, o),
 	}
 	w.level = lockstep.Level(w.rng.IntN(2))
 	w.volume = &volume{w: w, data: make([]record, keyCount)}
