@@ -40,7 +40,7 @@ demo:
 	go run ./image/demo $(if $(SEED),-seed $(SEED)) $(if $(KEEP),-keep)
 
 sim:
-	go test -count=1 -timeout 24h -v ./hvd/sim $(if $(SEED),-run 'TestSeed$$' -sim.seed $(SEED) $(if $(KEEP),-sim.keep $(KEEP)) $(if $(VARY),-sim.vary $(VARY)) $(if $(SINGLE),-sim.single),$(if $(SEEDS),-sim.seeds $(SEEDS)))
+	go test -count=1 -timeout 24h -v ./hvd/sim $(if $(SEED),-run 'TestSeed$$' -sim.seed $(SEED) $(if $(KEEP),-sim.keep $(KEEP)) $(if $(VARY),-sim.vary $(VARY)) $(if $(SINGLE),-sim.single),-run 'TestSeeds$$|TestOneFault|TestSame' $(if $(SEEDS),-sim.seeds $(SEEDS)))
 
 soak:
 	go run ./image/soak $(if $(RUNS),-runs $(RUNS)) $(if $(SEED),-seed $(SEED))
