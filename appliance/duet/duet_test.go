@@ -89,6 +89,10 @@ func (h *host) Forward(_ context.Context, name, method, path string) (vmsock.Rep
 	if path == "/force-start" {
 		return vmsock.Reply{}, api.Errorf(409, "the peer is alive")
 	}
+	if path == "/switchover" && name == "solo" {
+		body := `{"error": "VM \"solo\" can't change hosts: it isn't protected: no other host has a copy that could go on"}`
+		return vmsock.Reply{Status: 409, Type: "application/json", Body: []byte(body)}, nil
+	}
 	return vmsock.Reply{Status: 200, Body: []byte("line 1\r\n\x1b[31mline 2\tred\n")}, nil
 }
 
