@@ -30,6 +30,15 @@ func tell(do func(*api.Client, context.Context, string) error, done string) func
 	}
 }
 
+// move makes the command for a VM that is to leave the host.
+func move(do func(*api.Client, context.Context, string) error, done string) func(context.Context, env) error {
+	told := tell(do, done)
+	return func(ctx context.Context, e env) error {
+		e.args = e.args[1:] // behind the command's second word
+		return told(ctx, e)
+	}
+}
+
 func create(ctx context.Context, e env) error {
 	in, name := e.in, "standard input"
 	if e.args[0] != "-" {

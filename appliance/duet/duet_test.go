@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -30,6 +31,8 @@ type host struct {
 	asked   []string
 	console func() (net.Conn, error) // nil: the guest runs elsewhere
 	tape    []byte                   // a recording
+	drained bool
+	looks   int
 }
 
 func (h *host) note(what string) {
@@ -42,7 +45,21 @@ func (h *host) Host(context.Context) api.Host {
 	return api.Host{Name: "a", KVM: "ok", Volume: "ok", Trouble: "no peer: host.json names none", Key: strings.Repeat("00", 32)}
 }
 
+func (h *host) Drain(_ context.Context, on bool) (api.Host, error) {
+	h.note(fmt.Sprintf("drain %t", on))
+	h.drained = on
+	return api.Host{Name: "a", Drained: on}, nil
+}
+
 func (h *host) VMs(context.Context) ([]api.VM, error) {
+	if h.drained {
+		// One leaves while it is waited for.
+		role := "secondary"
+		if h.looks++; h.looks > 1 {
+			role = "standby"
+		}
+		return []api.VM{{Name: "db", Role: role}, {Name: "web", Role: "failed"}}, nil
+	}
 	return []api.VM{
 		{Name: "db", Role: "primary", Live: true, Protected: true, Epoch: 3, LagMS: 1.25, Output: "verified", Accessed: "steady: so it is"},
 		{Name: "web", Role: "failed", Output: "received", Error: "no kernel\x1b[2J was found"},
@@ -72,6 +89,10 @@ func (h *host) Forward(_ context.Context, name, method, path string) (vmsock.Rep
 	h.note(method + " " + name + path)
 	if path == "/force-start" {
 		return vmsock.Reply{}, api.Errorf(409, "the peer is alive")
+	}
+	if path == "/switchover" && name == "solo" {
+		body := `{"error": "VM \"solo\" can't change hosts: it isn't protected: no other host has a copy that could go on"}`
+		return vmsock.Reply{Status: 409, Type: "application/json", Body: []byte(body)}, nil
 	}
 	return vmsock.Reply{Status: 200, Body: []byte("line 1\r\n\x1b[31mline 2\tred\n")}, nil
 }

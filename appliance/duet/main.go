@@ -27,6 +27,8 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
             [--peer ADDRESS[:PORT]] [--peer-token TOKEN] [--peer-fingerprint HEX] [--timeout DURATION] COMMAND
 
   host                         the host's own state
+  host drain                   have all VMs leave it, and keep every copy off it, over reboots, too
+  host undrain                 let VMs come to it again
   vms                          its VMs
   vm NAME                      all about one VM
   vm record NAME --out FILE [--for 60s]
@@ -37,6 +39,8 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
   stop NAME                    switch a VM off, now
   shutdown NAME                press a VM's power button
   force-start NAME             start a VM here although it was the peer's, which you know to be off
+  vm switchover NAME           have a protected VM change hosts, with nothing lost
+  vm test-failover NAME        drop this host's copy of a protected VM, so that the other host takes over
   console NAME                 its last console output
   vm console NAME              type at its console; with --peer it goes on there when that host takes over. On a
                                terminal Ctrl-] ends it, a pipe's end when the guest is silent for a second
@@ -88,21 +92,25 @@ type command struct {
 }
 
 var commands = map[string]command{
-	"host":        {0, 0, false, showHost},
-	"vms":         {0, 0, false, showVMs},
-	"vm":          {1, 1, false, showVM},
-	"vm console":  {2, 2, true, typeConsole},
-	"vm record":   {3, 7, true, record},
-	"create":      {1, 1, false, create},
-	"delete":      {1, 1, false, remove},
-	"start":       {1, 1, false, tell((*api.Client).Start, "starts")},
-	"stop":        {1, 1, false, tell((*api.Client).Stop, "is switched off")},
-	"shutdown":    {1, 1, false, tell((*api.Client).Shutdown, "was told to shut down")},
-	"force-start": {1, 1, false, tell((*api.Client).ForceStart, "starts")},
-	"console":     {1, 1, false, showConsole},
-	"events":      {0, 1, false, showEvents},
-	"agent":       {2, 2, false, agent},
-	"vsock":       {2, 2, true, vsock},
+	"host":             {0, 0, false, showHost},
+	"host drain":       {1, 1, false, drain},
+	"host undrain":     {1, 1, false, undrain},
+	"vms":              {0, 0, false, showVMs},
+	"vm":               {1, 1, false, showVM},
+	"vm console":       {2, 2, true, typeConsole},
+	"vm record":        {3, 7, true, record},
+	"vm switchover":    {2, 2, false, move((*api.Client).Switchover, "runs on the other host now, and is protected by this one")},
+	"vm test-failover": {2, 2, false, move((*api.Client).TestFailover, "was dropped here; the other host takes over")},
+	"create":           {1, 1, false, create},
+	"delete":           {1, 1, false, remove},
+	"start":            {1, 1, false, tell((*api.Client).Start, "starts")},
+	"stop":             {1, 1, false, tell((*api.Client).Stop, "is switched off")},
+	"shutdown":         {1, 1, false, tell((*api.Client).Shutdown, "was told to shut down")},
+	"force-start":      {1, 1, false, tell((*api.Client).ForceStart, "starts")},
+	"console":          {1, 1, false, showConsole},
+	"events":           {0, 1, false, showEvents},
+	"agent":            {2, 2, false, agent},
+	"vsock":            {2, 2, true, vsock},
 }
 
 // dest is one host, as the flags name it.
@@ -161,7 +169,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, notes io.Writer)
 // find looks up the command of a line with at least one word.
 func find(line []string) (command, error) {
 	name, n := line[0], len(line)-1
-	if name == "vm" && n >= 2 {
+	if name == "vm" && n >= 2 || name == "host" && n >= 1 {
 		name += " " + line[1]
 	}
 	c, ok := commands[name]

@@ -44,6 +44,7 @@ func showHost(ctx context.Context, e env) error {
 			row(w, "fingerprint", "%s", api.Fingerprint(key))
 		}
 		row(w, "locator", "%s", because(h.Locator, h.LocatorWhy))
+		row(w, "drained", "%s", map[bool]string{true: "yes"}[h.Drained])
 		row(w, "trouble", "%s", h.Trouble)
 	})
 }

@@ -129,7 +129,10 @@ func (m *Machine) learn(b Block) {
 		}
 		return
 	}
-	if m.role.owns() && before != b {
+	switch {
+	case m.role >= Secondary && m.role <= Consuming && m.given(b):
+		m.takeOver()
+	case m.role.owns() && before != b:
 		m.beaten(b)
 	}
 }
@@ -142,6 +145,8 @@ func (m *Machine) won() {
 		m.fence()
 	case Pairing:
 		m.enter(Primary, "protected: %v", m.block)
+	case Yielding:
+		m.yielded()
 	case Resolving:
 		m.endSeed()
 		m.seedHold = m.now + m.cfg.Reseed
@@ -157,6 +162,10 @@ func (m *Machine) beaten(b Block) {
 	if m.role == Starting {
 		m.boot = false
 		m.enter(Standby, "not started here: the block says %v", b)
+		return
+	}
+	if m.role == Claiming && m.given(b) {
+		m.decideClaim()
 		return
 	}
 	m.halt("lost the VM: the block says %v", b)

@@ -27,6 +27,11 @@
 //	  |                                                               | written
 //	  +--won-- Resolving <--the secondary is lost-- Primary <---------+
 //
+//	Primary --switchover--> Pausing --all is executed there--> Yielding --won--> Secondary
+//	   ^                       | given up                      (the former primary)
+//	   +-----------------------+
+//	   +--the block gives it the VM-- Secondary                (the former secondary)
+//
 //	any live role --stop, shutdown--> Stopping --won--> Standby
 //	any role --crashed, or the block is lost--> Standby
 //
@@ -49,6 +54,9 @@
 //	    is known, and no other is begun. That the old block is still there
 //	    proves nothing: the command may be on its way. Once any swap took
 //	    place, every older command miscompares, because no block comes back.
+//	I9  A switchover writes PAIR with the roles exchanged only when the guest
+//	    stands still at the log's end, nothing of it is under way, the secondary
+//	    has executed all of the log, and may write to the volume already.
 //	I8  Suspicion changes no role by itself: a primary goes on (its effects
 //	    wait), a secondary executes what it has; the block decides.
 //
@@ -62,6 +70,16 @@
 // state. A copy that has no state starts the VM from its disk, only when the
 // block is its own, or says PAIR and no copy with state was heard for
 // Config.Grace; then the fence comes first as well.
+//
+// When a switchover writes its block, both copies are in the same state (I9): the
+// one that the block gives the VM leads a log that begins there, and the other one
+// is the secondary of it, with no state transfer. Either may turn that PAIR into
+// SOLO like any other. The one that leads registers before, not after: once the
+// block is written, the other may win and fence it, and what is fenced must stay
+// so. It takes no fence of its own, for there is nothing to be fenced. Should it
+// sleep between its read of the block and what it does then, it may take over by a
+// block that the other one has replaced. Nothing acknowledges what it does, so
+// nothing of it leaves but its announcement, and the live one announces again.
 //
 // # The driver's part
 //
@@ -85,6 +103,10 @@
 //     must not register by itself, or its old writes may land.
 //   - Halt ends the session with the volume. A halted guest's disk requests must
 //     not take effect behind the next guest's back.
+//   - After Pause, no effect is made any more, and Paused is only given when
+//     nothing of the guest's can reach the disk or the network later.
+//   - After TakeOver and Yield the log runs the other way on the same stream. It
+//     may come before Yield does: the block decides, not the stream.
 //   - A secondary that can't go on, the log's end included, reports Diverge; a
 //     copy that is broken reports Crashed.
 //
@@ -105,14 +127,18 @@
 //	Secondary  Primary silent: Consuming. Primary restarted or halted its copy,
 //	           stream broken or direct link silent for long although the
 //	           primary is heard (its turn comes first), primary without the
-//	           volume while it answers here: Consuming, for good. Primary went on alone: Halt, Standby. Diverged: Diverged.
+//	           volume while it answers here: Consuming, for good. So does one
+//	           that was given the VM and doesn't take it. Primary went on alone:
+//	           Halt, Standby. Diverged: Diverged. Block PAIR with this copy as
+//	           owner and the seeding that it named as its successor: TakeOver,
+//	           Reissue, GoLive, Announce; Primary.
 //	Diverged   Primary went on alone: Halt, Standby. Primary gone: Claiming at
 //	           level verified (nothing left that wasn't verified), else Halt,
 //	           Standby, and so a start from the disk after Grace.
 //	Consuming  Primary heard again, not for good: Secondary. Consumed:
-//	           Claiming. Diverged: as in Diverged.
-//	Claiming   Reads the block. PAIR with this seeding: swaps to SOLO; anything
-//	           else: Halt, Standby. Left only by an answer, or when the primary
+//	           Claiming. Diverged: as in Diverged. Given the VM: as in Secondary.
+//	Claiming   Reads the block. PAIR with this seeding, or given the VM: swaps to
+//	           SOLO; anything else: Halt, Standby. Left only by an answer, or when the primary
 //	           says that it won.
 //	Fencing    FenceDone: boot, or reissue and go live; announce; Alone. Error:
 //	           the fence again.
@@ -124,14 +150,21 @@
 //	           and the gate opens: the block never said PAIR.
 //	Pairing    Swap done: Primary, whatever became of the peer meanwhile.
 //	Primary    Secondary silent, restarted, halted, diverged, claiming, too
-//	           slow, or its stream broken: Resolving.
+//	           slow, or its stream broken: Resolving. Switchover: Pause, Pausing.
+//	           TestFailover: Halt, Standby.
+//	Pausing    Paused, secondary as far and ready: Yielding. Secondary lost as in
+//	           Primary: Resume, Resolving. A volume lost, or not in
+//	           PausePatience: Resume, Primary.
+//	Yielding   Won: Yield, Secondary of the other host's seeding. Not won: Halt,
+//	           Standby. Left only by an answer.
 //	Resolving  Won: gate open, Alone. Not won: Halt, Standby.
 //	Stopping   Won: Halt, Standby, block FREE. Not won: Halt, Standby; the
 //	           other copy stops by itself if the guest did.
 //
+// A host that is drained takes no seeding and starts nothing by itself. Its live
+// copies are seeded to the other host and given to it; its secondaries ask, by
+// their messages, to be dropped, which costs nothing that the primary has.
+//
 // A live copy halts whenever it learns of a block with a later epoch that it
 // didn't write. The block is read each Config.VolumeCheck in every role.
-//
-// A planned switchover will be an input of its own that makes a Primary write
-// PAIR with the roles exchanged, after the last of the log is acknowledged.
 package pair

@@ -74,6 +74,19 @@ type Progress struct {
 // something that only the primary has. Nothing of that was acknowledged.
 type Consumed struct{ LSN uint64 }
 
+// Registered answers a Register output, by its Op; nil says that this host may write to the volume.
+type Registered struct {
+	Op  uint64
+	Err error
+}
+
+// Paused answers a Pause output, by its Op: the guest stands still at the end of the log, which is
+// LSN long; no disk request is under way, and every effect has left.
+type Paused struct {
+	Op  uint64
+	LSN uint64
+}
+
 // Fault is why a copy can't go on as it is.
 type Fault uint8
 
@@ -110,9 +123,13 @@ type Verb uint8
 
 // The commands.
 const (
-	Start      Verb = 1 + iota // boot a VM that is stopped
-	Stop                       // switch the VM off, now
-	ForceStart                 // boot the VM here although the block gives it to the other host, which the user knows to be off
+	Start        Verb = 1 + iota // boot a VM that is stopped
+	Stop                         // switch the VM off, now
+	ForceStart                   // boot the VM here although the block gives it to the other host, which the user knows to be off
+	Switchover                   // exchange the roles of the two copies, with nothing lost
+	TestFailover                 // drop the live copy, so that the secondary takes over
+	Drain                        // the VM is to leave this host, and no copy of it to be started or received here
+	Undrain                      // the end of that
 )
 
 // Command is a user's.
@@ -129,5 +146,7 @@ func (Seeded) input()      {}
 func (Gated) input()       {}
 func (Progress) input()    {}
 func (Consumed) input()    {}
+func (Registered) input()  {}
+func (Paused) input()      {}
 func (Faulted) input()     {}
 func (Command) input()     {}

@@ -25,6 +25,9 @@ func (m *Machine) advanceLive() bool {
 			m.resolve(why)
 			return true
 		}
+		return m.leave()
+	case Pausing:
+		return m.advancePausing()
 	}
 	return false
 }
@@ -33,11 +36,12 @@ func (m *Machine) advanceLive() bool {
 func (m *Machine) beginSeed() bool {
 	msg := m.peer.msg
 	if m.doubt || !m.link || !m.heard() || m.linkInc != msg.Incarnation || msg.Role != Standby ||
-		msg.VolumeLost || m.volumeLost() || m.now < m.seedHold {
+		msg.VolumeLost || msg.Drained || m.volumeLost() || m.now < m.seedHold {
 		return false
 	}
 	m.seeds++
 	m.seed = Seed{Incarnation: m.incarnation, N: m.seeds}
+	m.former = Seed{}
 	m.seedPeer, m.progress, m.gated, m.torn = msg.Incarnation, Progress{}, false, false
 	m.enter(Seeding, "seeds host %v (%v)", m.cfg.Peer, m.seed)
 	m.emit(StartSeed{m.seed})
@@ -93,7 +97,15 @@ func (m *Machine) secondaryLost() string {
 		return "the direct link is silent"
 	case ours && msg.Role == Diverged:
 		return Diverge.String()
+	case ours && msg.Drained:
+		return "the other host is drained"
 	case m.role == Seeding:
+		return ""
+	case m.former != Seed{} && msg.Seed == m.former && (msg.Role == Primary || msg.Role == Pausing || msg.Role == Yielding):
+		// What it said since, or will say, is still on its way.
+		if m.now-m.since > m.cfg.LinkPatience {
+			return "the former primary doesn't know that it is the secondary"
+		}
 		return ""
 	case !ours || msg.Role != Secondary && msg.Role != Consuming:
 		return "the secondary is " + msg.Role.String()
@@ -140,7 +152,7 @@ func (m *Machine) fault(f Fault) {
 	case Diverge:
 		m.diverged()
 	case Shutdown, Unbootable:
-		if m.role.Live() && m.role != Stopping {
+		if m.role.Live() && m.role != Stopping && m.role != Yielding {
 			m.wantStop = f.String()
 		}
 	case SeedFailed:
@@ -148,6 +160,9 @@ func (m *Machine) fault(f Fault) {
 		case Seeding, Gating:
 			m.abandonSeed("%v", f)
 		case Primary:
+			m.resolve(f.String())
+		case Pausing:
+			m.emit(Resume{})
 			m.resolve(f.String())
 		case Receiving:
 			m.halt("%v", f)
@@ -157,6 +172,9 @@ func (m *Machine) fault(f Fault) {
 		case Seeding, Gating:
 			m.abandonSeed("%v", f)
 		case Primary:
+			m.resolve(f.String())
+		case Pausing:
+			m.emit(Resume{})
 			m.resolve(f.String())
 		}
 	case Refused:

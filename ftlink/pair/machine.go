@@ -31,6 +31,14 @@ type Config struct {
 	VolumeCheck  time.Duration // between reads of the block; 1 s
 	VolumeStale  time.Duration // without an answer, until the volume counts as lost; 3 s
 	Reseed       time.Duration // after a failed seeding, until the next; 1 s
+
+	// PausePatience is how long a guest stands still for a switchover until that
+	// is given up; 2 s.
+	PausePatience time.Duration
+
+	// MoveAgain is how long a VM whose host is drained stays after a switchover
+	// was given up, until the next; 10 s.
+	MoveAgain time.Duration
 }
 
 func (c *Config) setDefaults() {
@@ -48,6 +56,8 @@ func (c *Config) setDefaults() {
 		{&c.VolumeCheck, time.Second},
 		{&c.VolumeStale, 3 * time.Second},
 		{&c.Reseed, time.Second},
+		{&c.PausePatience, 2 * time.Second},
+		{&c.MoveAgain, 10 * time.Second},
 	} {
 		if *d.at == 0 {
 			*d.at = d.def
@@ -102,6 +112,22 @@ type Machine struct {
 	fencing bool // a Fence is under way
 	doubt   bool // Alone: the block may have been given to the other host
 
+	// Of a switchover; see handover.go.
+	pausing     uint64 // Pausing: op of the Pause
+	paused      bool   // Pausing: the guest stands still, at the log's end
+	logEnd      uint64 // and that is the log's length
+	former      Seed   // the seeding before the switchover that began the present one
+	successor   uint64 // secondary: counter of the seeding that a switchover would begin; 0: none
+	ready       bool   // secondary: may write to the volume
+	registering uint64 // secondary: op of the Register under way, 0: none
+	registerAt  time.Duration
+	called      bool // secondary: the primary says that it has yielded
+	lookAt      time.Duration
+
+	drained bool          // this host is to have no copy
+	moveAt  time.Duration // drained: no switchover before
+	idle    bool          // drained: people were told that the VM isn't started here
+
 	reannounce bool // live: the former primary may have sent since Announce
 
 	wantStart bool
@@ -135,7 +161,13 @@ func (m *Machine) CurrentSeed() Seed { return m.seed }
 
 // Protected says that the death of either host loses nothing, and that the
 // other one can go on by itself.
-func (m *Machine) Protected() bool { return m.role == Primary && !m.peer.msg.VolumeLost }
+func (m *Machine) Protected() bool {
+	switch m.role {
+	case Primary, Pausing, Yielding:
+		return !m.peer.msg.VolumeLost
+	}
+	return false
+}
 
 // Step takes one input and returns what is to be done, in order. Inputs
 // before the first Tick, and those that don't fit the role, change nothing
@@ -192,6 +224,10 @@ func (m *Machine) input(in Input) {
 		if m.role == Consuming {
 			m.claim("all of the log that came is executed")
 		}
+	case Registered:
+		m.registered(in)
+	case Paused:
+		m.pausedAt(in)
 	case Faulted:
 		m.fault(in.Fault)
 	case Command:
@@ -233,7 +269,7 @@ func (m *Machine) advance() bool {
 		return m.advanceStandby()
 	case Receiving, Secondary, Diverged, Consuming, Claiming:
 		return m.advanceSecondary()
-	case Alone, Seeding, Gating, Pairing, Primary, Resolving, Stopping:
+	case Alone, Seeding, Gating, Pairing, Primary, Resolving, Pausing, Yielding, Stopping:
 		return m.advanceLive()
 	}
 	return false
@@ -261,6 +297,7 @@ func (m *Machine) halt(format string, args ...any) {
 	m.pending, m.reading = nil, 0
 	m.final, m.boot, m.fencing, m.doubt, m.gated = false, false, false, false, false
 	m.wantStop = ""
+	m.withdrawSuccessor()
 	m.enter(Standby, format, args...)
 	m.read()
 }
@@ -268,7 +305,7 @@ func (m *Machine) halt(format string, args ...any) {
 // endSeed ends the present seeding, if there is one.
 func (m *Machine) endSeed() {
 	switch m.role {
-	case Receiving, Secondary, Diverged, Consuming, Claiming, Seeding, Gating, Pairing, Primary, Resolving:
+	case Receiving, Secondary, Diverged, Consuming, Claiming, Seeding, Gating, Pairing, Primary, Resolving, Pausing, Yielding:
 		m.emit(EndSeed{m.seed})
 		m.progress = Progress{}
 		m.dropLink()

@@ -40,7 +40,7 @@ func (s *subject) hear(role Role, seed Seed, epoch uint64) {
 	s.seq++
 	s.step(Received{Management, Message{
 		VM: UUID{1}, From: peerHost, Incarnation: peerInc, Seq: s.seq, Role: role, Seed: seed, Epoch: epoch,
-		Received: 100, Verified: 100,
+		Received: 100, Verified: 100, Ready: true, Successor: 7,
 	}})
 }
 
@@ -140,8 +140,15 @@ func (s *subject) asLive(role Role) {
 		return
 	}
 	s.answer(Swapped, Block{})
-	if role == Resolving {
+	switch role {
+	case Resolving:
 		s.step(LinkDown{})
+	case Pausing, Yielding:
+		s.hear(Secondary, ourSeed, 3)
+		s.step(Command{Switchover})
+		if role == Yielding {
+			s.step(Paused{s.m.ops, 100})
+		}
 	}
 }
 
@@ -179,14 +186,22 @@ func moves() []struct {
 		{"answer: PAIR of this seeding", func(s *subject) { s.answer(Current, block(Pair, 20, peerHost)) }},
 		in(FenceDone{}), in(FenceDone{errors.New("failed")}),
 		in(SeedBegin{Seed{peerInc, 2}}), in(Seeded{theirSeed}), in(Gated{200}), in(Progress{300, 300}), in(Consumed{100}),
+		{"Registered", func(s *subject) { s.step(Registered{Op: s.m.ops}) }},
+		{"Paused at 100", func(s *subject) { s.step(Paused{s.m.ops, 100}) }},
+		{"Paused at 200", func(s *subject) { s.step(Paused{s.m.ops, 200}) }},
+		{"answer: PAIR given to this copy", func(s *subject) {
+			b := block(Pair, 20, selfHost)
+			b.Seed = Seed{selfInc, 1}
+			s.answer(Current, b)
+		}},
 	}
 	for f := Crashed; f <= Unbootable; f++ {
 		list = append(list, in(Faulted{f}))
 	}
-	for v := Start; v <= ForceStart; v++ {
-		list = append(list, move{fmt.Sprintf("Command %s", [...]string{"", "start", "stop", "force"}[v]), func(s *subject) { s.step(Command{v}) }})
+	for v := Start; v <= Undrain; v++ {
+		list = append(list, move{fmt.Sprintf("Command %s", [...]string{"", "start", "stop", "force", "switchover", "test-failover", "drain", "undrain"}[v]), func(s *subject) { s.step(Command{v}) }})
 	}
-	for _, r := range []Role{Standby, Secondary, Diverged, Claiming, Alone, Primary} {
+	for _, r := range []Role{Standby, Secondary, Diverged, Claiming, Alone, Primary, Pausing, Yielding} {
 		list = append(list, move{"peer is " + r.String(), func(s *subject) {
 			seed := theirSeed
 			if s.m.role.Live() {

@@ -6,9 +6,9 @@ import (
 )
 
 // Output is what a machine wants done: one of the types below. Outputs of one
-// Step are carried out in their order. Send, Arbiter, Fence, Seed and Consume
-// are only started; all others are complete before the next output, and
-// before the next input.
+// Step are carried out in their order. Send, Arbiter, Fence, Register, StartSeed,
+// Pause and Consume are only started; all others are complete before the next
+// output, and before the next input.
 type Output interface {
 	fmt.Stringer
 	output()
@@ -93,12 +93,36 @@ type Consume struct{}
 // here on nothing is received, so nothing is acknowledged.
 type Seal struct{}
 
+// Register lets this host write to the volume, before a switchover gives it the
+// VM; Registered answers it. This copy has no disk request under way, and had
+// none since its session with the volume began.
+type Register struct{ Op uint64 }
+
+// Pause stops the live guest where it is. Inputs are still taken there until no
+// disk request is under way and every effect has left; then the log ends, and
+// Paused answers. What comes later waits, or is dropped as on a busy wire.
+type Pause struct{ Op uint64 }
+
+// Resume lets a paused guest go on, whether Paused came or not.
+type Resume struct{}
+
+// Yield makes the paused copy the secondary of a seeding whose state it has: its
+// own. The log follows from LSN 0, on the stream that carried its own log the
+// other way. Some of it may have come already.
+type Yield struct{ Seed Seed }
+
+// TakeOver makes the secondary, which has executed all of the log, the primary
+// of a seeding that needs no transfer: a log begins here at LSN 0, on the stream
+// that carried the last one the other way, and effects wait for its
+// acknowledgements. Nothing more of the old log is taken.
+type TakeOver struct{ Seed Seed }
+
 // Reissue submits every disk request that the log shows as issued and not as
 // completed.
 type Reissue struct{}
 
 // GoLive lets the former secondary execute on its own. It comes after Reissue
-// and Gate{GateOpen}.
+// and Gate{GateOpen}, or after TakeOver and Reissue.
 type GoLive struct{ Epoch uint64 }
 
 // Boot starts the guest anew from its disk.
@@ -129,6 +153,11 @@ func (EndSeed) output()   {}
 func (Gate) output()      {}
 func (Consume) output()   {}
 func (Seal) output()      {}
+func (Register) output()  {}
+func (Pause) output()     {}
+func (Resume) output()    {}
+func (Yield) output()     {}
+func (TakeOver) output()  {}
 func (Reissue) output()   {}
 func (GoLive) output()    {}
 func (Boot) output()      {}
@@ -164,6 +193,21 @@ func (Consume) String() string { return "consume" }
 
 // String names the command.
 func (Seal) String() string { return "seal" }
+
+// String names the command.
+func (Register) String() string { return "register" }
+
+// String names the command.
+func (Pause) String() string { return "pause" }
+
+// String names the command.
+func (Resume) String() string { return "resume" }
+
+// String names the seeding that this copy follows from now on.
+func (o Yield) String() string { return fmt.Sprintf("yield, follow seed %v", o.Seed) }
+
+// String names the seeding that this copy leads from now on.
+func (o TakeOver) String() string { return fmt.Sprintf("take over, lead seed %v", o.Seed) }
 
 // String names the command.
 func (Reissue) String() string { return "reissue" }

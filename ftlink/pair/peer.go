@@ -36,6 +36,9 @@ func (m *Machine) receive(in Received) {
 	}
 	p.hear(in.Path, msg.Seq, m.now)
 	p.known, p.msg, p.heard = true, msg, m.now
+	if msg.Seed == m.seed {
+		m.former = Seed{} // it knows of the switchover that began this seeding
+	}
 	if m.seedPeer == msg.Incarnation && m.seed == msg.Seed && m.role.Live() {
 		m.progress.Received = max(m.progress.Received, msg.Received)
 		m.progress.Verified = max(m.progress.Verified, msg.Verified)
@@ -69,10 +72,11 @@ func (m *Machine) beat() {
 	m.sequence++
 	msg := Message{
 		VM: m.cfg.VM, From: m.cfg.Self, Incarnation: m.incarnation, Seq: m.sequence, Role: m.role,
-		VolumeLost: m.volumeLost(), Epoch: m.block.Epoch, Seed: m.seed,
+		VolumeLost: m.volumeLost(), Drained: m.drained, Epoch: m.block.Epoch, Seed: m.seed,
 	}
 	if !m.role.Live() {
 		msg.Received, msg.Verified = m.progress.Received, m.progress.Verified
+		msg.Ready, msg.Successor = m.ready, m.successor
 	}
 	for p := range paths {
 		m.emit(Send{Path: p, Msg: msg})

@@ -21,6 +21,8 @@ const (
 	Pairing                   // writes the PAIR block
 	Primary                   // live, effects wait for the secondary
 	Resolving                 // live, has lost its secondary; asks for the block, effects wait
+	Pausing                   // live, is to hand over: the guest stands still until nothing of it is under way
+	Yielding                  // live, the guest stands still: writes the PAIR block with the roles exchanged
 	Stopping                  // live, the VM is to stop: writes the FREE block
 	roles
 )
@@ -28,7 +30,7 @@ const (
 var roleNames = [roles]string{
 	Standby: "standby", Starting: "starting", Receiving: "receiving", Secondary: "secondary", Diverged: "diverged",
 	Consuming: "consuming", Claiming: "claiming", Fencing: "fencing", Alone: "solo", Seeding: "seeding",
-	Gating: "gating", Pairing: "pairing", Primary: "primary", Resolving: "resolving", Stopping: "stopping",
+	Gating: "gating", Pairing: "pairing", Primary: "primary", Resolving: "resolving", Pausing: "pausing", Yielding: "yielding", Stopping: "stopping",
 }
 
 // String is the role's name: what events, logs and the API say.
@@ -39,7 +41,8 @@ func (r Role) String() string {
 	return fmt.Sprintf("role(%d)", uint8(r))
 }
 
-// Live says that a copy in this role executes the guest by itself.
+// Live says that a copy in this role executes the guest by itself, or did so
+// last: in Pausing and Yielding the guest stands still.
 func (r Role) Live() bool { return r >= Alone && r <= Stopping }
 
 // holds says that a copy in this role has guest state that a secondary or

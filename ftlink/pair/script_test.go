@@ -21,8 +21,8 @@ import (
 //	lose-reply H             H's next swap takes place, but nobody tells it
 //	slow H D                 H's arbiter operations take D longer
 //	pause H D                the process of H does nothing for D
-//	seed-takes H D, consume-takes H D
-//	command H start|stop|force
+//	seed-takes H D, consume-takes H D, pause-takes H D, register-takes H D
+//	command H start|stop|force|switchover|test-failover|drain|undrain
 //	fault H crashed|diverged|shutdown|lagging|refused|unbootable
 //	state                    roles, guests, gates and the block
 func TestScripts(t *testing.T) {
@@ -79,6 +79,11 @@ func (w *world) command(args []string) error {
 	return h.command(args[0], args[2:])
 }
 
+var verbs = map[string]Verb{
+	"start": Start, "stop": Stop, "force": ForceStart, "switchover": Switchover, "test-failover": TestFailover,
+	"drain": Drain, "undrain": Undrain,
+}
+
 func (w *world) cutPath(args []string) error {
 	for p := range paths {
 		for i, h := range w.hosts {
@@ -93,7 +98,7 @@ func (w *world) cutPath(args []string) error {
 func (h *host) command(cmd string, args []string) error {
 	var d time.Duration
 	switch cmd {
-	case "slow", "pause", "seed-takes", "consume-takes":
+	case "slow", "pause", "seed-takes", "consume-takes", "pause-takes", "register-takes":
 		var err error
 		if d, err = time.ParseDuration(args[0]); err != nil {
 			return err
@@ -121,8 +126,12 @@ func (h *host) command(cmd string, args []string) error {
 		h.seedFor = d
 	case "consume-takes":
 		h.consumeFor = d
+	case "pause-takes":
+		h.pauseFor = d
+	case "register-takes":
+		h.registerFor = d
 	case "command":
-		h.step(h.m, Command{map[string]Verb{"start": Start, "stop": Stop, "force": ForceStart}[args[0]]})
+		h.step(h.m, Command{verbs[args[0]]})
 	case "fault":
 		h.step(h.m, Faulted{map[string]Fault{
 			"crashed": Crashed, "diverged": Diverge, "shutdown": Shutdown, "lagging": Lagging, "refused": Refused,

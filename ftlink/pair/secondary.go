@@ -1,13 +1,14 @@
 package pair
 
 func (m *Machine) seedBegin(s Seed) {
-	if m.role != Standby || m.pending != nil || s == (Seed{}) {
+	if m.role != Standby || m.pending != nil || s == (Seed{}) || m.drained {
 		m.emit(EndSeed{s})
 		m.dropLink()
-		m.event("refused seeding %v: this copy is %v", s, m.role)
+		m.event("refused seeding %v: this copy is %v%s", s, m.role, map[bool]string{true: ", and this host is drained"}[m.drained])
 		return
 	}
-	m.seed, m.progress, m.torn = s, Progress{}, !m.link
+	m.seed, m.former, m.progress, m.torn = s, Seed{}, Progress{}, !m.link
+	m.offerSuccessor()
 	m.enter(Receiving, "is being seeded (%v)", s)
 }
 
@@ -37,6 +38,7 @@ func (m *Machine) advanceSecondary() bool {
 			m.emit(Consume{})
 			return true
 		}
+		m.attend()
 	case Diverged:
 		if gone == "" {
 			return false
@@ -71,12 +73,14 @@ func (m *Machine) primaryGone() (why string, final bool) {
 		return "", false // the first heartbeat is still on its way
 	case msg.Incarnation != m.seed.Incarnation:
 		return "the primary was restarted", true
-	case m.heard() && msg.Role == Standby && msg.Seed == m.seed:
+	case m.heard() && msg.Role == Standby && m.heldBy(msg):
 		return "the primary has halted its copy", true
 	case !m.heard():
 		return "the primary is silent", false
 	case m.role == Receiving:
 		return "", false
+	case m.former != Seed{} && msg.Seed != m.seed && m.now-m.since > m.cfg.LinkPatience:
+		return "the host that the VM was given to doesn't take it", true
 	case m.torn && m.now-m.tornAt > m.cfg.LinkPatience:
 		return "the log stream is down", true
 	case m.directSilent(2 * m.cfg.LinkPatience):
@@ -85,6 +89,12 @@ func (m *Machine) primaryGone() (why string, final bool) {
 		return "the primary has lost the volume", true
 	}
 	return "", false
+}
+
+// heldBy says that the primary's last seeding is the present one, or was the one
+// before it while that copy was the secondary.
+func (m *Machine) heldBy(msg Message) bool {
+	return msg.Seed == m.seed || m.former != Seed{} && msg.Seed == m.former
 }
 
 // onlyWeReach says that the volume answers here, and has for so long that the
@@ -101,7 +111,7 @@ func (m *Machine) dropped() string {
 		return ""
 	case msg.Seed.N > m.seed.N && msg.Seed.Incarnation == m.seed.Incarnation:
 		return "the primary began another seeding"
-	case msg.Role == Alone && msg.Seed == m.seed:
+	case msg.Role == Alone && m.heldBy(msg):
 		return "the primary goes on alone"
 	}
 	return ""
@@ -116,10 +126,11 @@ func (m *Machine) claim(why string) {
 	m.reading = m.read()
 }
 
-// decideClaim swaps only from the very seeding that this copy holds.
+// decideClaim swaps only from the very seeding that this copy holds, or from the
+// one that a switchover to this copy began.
 func (m *Machine) decideClaim() {
 	b := m.block
-	if b.Kind != Pair || b.Secondary != m.cfg.Self || b.Seed != m.seed {
+	if !m.given(b) && (b.Kind != Pair || b.Secondary != m.cfg.Self || b.Seed != m.seed) {
 		m.halt("may not go live: the block says %v, this copy holds seeding %v", b, m.seed)
 		return
 	}

@@ -15,6 +15,10 @@ func (m *Machine) advanceStandby() bool {
 	// before it counts as nothing.
 	quiet := m.now - max(m.since, m.peer.heard)
 	alone := m.heard() && m.peer.msg.Role != Diverged || quiet >= m.cfg.Grace
+	if m.drained {
+		m.stayIdle(b)
+		return false
+	}
 	switch {
 	case b.Kind == Free && m.wantStart:
 		m.startFromDisk("starts")
@@ -71,8 +75,16 @@ func (m *Machine) command(v Verb) {
 		m.commandStart()
 	case ForceStart:
 		m.forceStart()
+	case Switchover:
+		m.switchover("a user asks")
+	case TestFailover:
+		m.testFailover()
+	case Drain, Undrain:
+		m.drain(v == Drain)
 	case Stop:
 		switch {
+		case m.role == Yielding:
+			m.event("refused to stop: the VM is on its way to host %v; ask that host", m.cfg.Peer)
 		case m.role.Live(), m.role == Starting, m.role == Fencing:
 			m.wantStop = "a user stops the VM"
 		case m.role == Standby && m.wantStart:
@@ -86,6 +98,8 @@ func (m *Machine) command(v Verb) {
 
 func (m *Machine) commandStart() {
 	switch {
+	case m.drained:
+		m.event("refused to start: this host is drained; undrain it, or start the VM on host %v", m.cfg.Peer)
 	case m.role != Standby:
 		m.event("refused to start: this copy is already in use (%v)", m.role)
 	case m.block.Epoch != 0 && m.block.Kind != Free:
@@ -97,6 +111,8 @@ func (m *Machine) commandStart() {
 
 func (m *Machine) forceStart() {
 	switch {
+	case m.drained:
+		m.event("refused a forced start: this host is drained; undrain it first")
 	case m.role != Standby:
 		m.event("refused a forced start: this copy is already in use (%v)", m.role)
 	case m.block.Epoch == 0 || m.blockAt < m.since:

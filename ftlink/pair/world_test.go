@@ -38,9 +38,12 @@ type host struct {
 	slow       time.Duration
 	seedFor    time.Duration
 	consumeFor time.Duration
-	streamUp   bool // as this host knows
-	gate       GateMode
-	guest      string
+
+	pauseFor    time.Duration
+	registerFor time.Duration
+	streamUp    bool // as this host knows
+	gate        GateMode
+	guest       string
 }
 
 var errDown = errors.New("no path to the volume")
@@ -54,7 +57,10 @@ const (
 func newWorld() *world {
 	w := &world{block: Block{VM: UUID{1}, Kind: Free, Epoch: 1}}
 	for i := range w.hosts {
-		w.hosts[i] = &host{w: w, index: i, seedFor: 100 * time.Millisecond, consumeFor: 5 * time.Millisecond}
+		w.hosts[i] = &host{
+			w: w, index: i, seedFor: 100 * time.Millisecond, consumeFor: 5 * time.Millisecond,
+			pauseFor: 3 * time.Millisecond, registerFor: volumeDelay,
+		}
 	}
 	return w
 }
@@ -195,6 +201,22 @@ func (h *host) carryOut(m *Machine, o Output) {
 		}
 	case Consume:
 		h.later(h.consumeFor, Consumed{100})
+	case Register:
+		if h.volumeDown {
+			h.later(h.registerFor, Registered{o.Op, errDown})
+		} else {
+			h.later(h.registerFor, Registered{o.Op, nil})
+		}
+	case Pause:
+		h.guest = "still"
+		h.peer().later(2*netDelay, Progress{100, 100})
+		h.later(h.pauseFor, Paused{o.Op, 100})
+	case Resume:
+		h.guest = "live"
+	case Yield:
+		h.guest, h.gate = "whole", GateClosed
+	case TakeOver:
+		h.gate = GateAcked
 	case GoLive, Boot:
 		h.guest = "live"
 	case Halt:

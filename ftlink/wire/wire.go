@@ -46,6 +46,8 @@
 //	11 Want       disk varint, request varint: the secondary can't read what
 //	              that request has read, which the log refers to
 //	12 Blocks     disk varint, request varint, then the data: the answer
+//	13 Packet     an Ethernet frame that came in for the VM at the host that it
+//	              has left by a switchover; at most 64 KiB
 package wire
 
 import (
@@ -86,6 +88,7 @@ const (
 	TypeHave           // hashes of pages that are there already
 	TypeWant           // asks for what a disk's request has read
 	TypeBlocks         // what it has read
+	TypePacket         // a packet that is sent after the VM
 	types
 )
 
@@ -107,6 +110,7 @@ var rules = [types]struct {
 	TypeHave:      {"have", binary.MaxVarintLen64 + MaxHave*SumSize, 0},
 	TypeWant:      {"want", wantSize, 0},
 	TypeBlocks:    {"blocks", wantSize + MaxBlocks, 0},
+	TypePacket:    {"packet", 64 << 10, 0},
 }
 
 // String is the type's name.

@@ -14,6 +14,8 @@
 // (the caller's fault) or 5xx. The token travels as "Authorization: Bearer".
 //
 //	GET    /v1/host                       Host
+//	POST   /v1/host/drain                 have all VMs leave, and keep them off; Host
+//	POST   /v1/host/undrain               the end of that; Host
 //	GET    /v1/vms                        []VM, in the order of their names
 //	GET    /v1/vms/{name}                 VM
 //	POST   /v1/vms                        a definition (volume.Definition) -> VM
@@ -23,6 +25,10 @@
 //	POST   /v1/vms/{name}/shutdown        press its power button
 //	POST   /v1/vms/{name}/force-start     start it here although it was the peer's,
 //	                                      which the caller knows to be off
+//	POST   /v1/vms/{name}/switchover      exchange the roles of the hosts, with
+//	                                      nothing lost; answers when that is done
+//	POST   /v1/vms/{name}/test-failover   drop this host's copy, which runs, so that
+//	                                      the other one takes over
 //	GET    /v1/vms/{name}/console         its last console output, text
 //	                                      Upgrade: console; then the stream of
 //	                                      hvd/api/console, to the host where it runs
@@ -58,6 +64,7 @@ type Host struct {
 	Locator string `json:"locator"`        // how a guest is stopped at a position
 	// LocatorWhy says why it is that one, one line.
 	LocatorWhy string `json:"locator_why,omitempty"`
+	Drained    bool   `json:"drained,omitempty"` // no VM is to be on it
 	Trouble    string `json:"trouble,omitempty"` // what keeps VMs from being protected, one line
 }
 

@@ -105,6 +105,16 @@ func (c *Client) Host(ctx context.Context) (h Host, err error) {
 	return h, c.call(ctx, http.MethodGet, "/v1/host", nil, &h)
 }
 
+// Drain has all VMs leave the host, and keeps every copy off it. It returns at once.
+func (c *Client) Drain(ctx context.Context) (h Host, err error) {
+	return h, c.call(ctx, http.MethodPost, "/v1/host/drain", nil, &h)
+}
+
+// Undrain lets VMs come to the host again.
+func (c *Client) Undrain(ctx context.Context) (h Host, err error) {
+	return h, c.call(ctx, http.MethodPost, "/v1/host/undrain", nil, &h)
+}
+
 // VMs returns the VMs, sorted by name.
 func (c *Client) VMs(ctx context.Context) (list []VM, err error) {
 	return list, c.call(ctx, http.MethodGet, "/v1/vms", nil, &list)
@@ -143,6 +153,16 @@ func (c *Client) Shutdown(ctx context.Context, name string) error {
 // ForceStart starts a VM here although it was the peer's, which the caller knows to be off.
 func (c *Client) ForceStart(ctx context.Context, name string) error {
 	return c.act(ctx, name, "force-start")
+}
+
+// Switchover has a VM that runs here, protected, change hosts: with nothing lost, and protected all the while.
+func (c *Client) Switchover(ctx context.Context, name string) error {
+	return c.act(ctx, name, "switchover")
+}
+
+// TestFailover drops the copy of a VM that runs here, protected: the other one takes over as if this host had died.
+func (c *Client) TestFailover(ctx context.Context, name string) error {
+	return c.act(ctx, name, "test-failover")
 }
 
 // Console returns a VM's last console output, as the guest wrote it.

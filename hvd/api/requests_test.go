@@ -44,6 +44,8 @@ func TestRequests(t *testing.T) {
 		want         any
 	}{
 		{"Host", `{"name":"a","kvm":"ok","new":1}`, func(ctx context.Context) outcome { return result(c.Host(ctx)) }, "GET /v1/host [] ", Host{Name: "a", KVM: "ok"}},
+		{"Drain", `{"name":"a","drained":true}`, func(ctx context.Context) outcome { return result(c.Drain(ctx)) }, "POST /v1/host/drain [] ", Host{Name: "a", Drained: true}},
+		{"Undrain", `{"name":"a"}`, func(ctx context.Context) outcome { return result(c.Undrain(ctx)) }, "POST /v1/host/undrain [] ", Host{Name: "a"}},
 		{"VMs", `[{"name":"db"}]`, func(ctx context.Context) outcome { return result(c.VMs(ctx)) }, "GET /v1/vms [] ", []VM{{Name: "db"}}},
 		{
 			"VM", `{"name":"d/b","seed":{"pages":1},"counters":{"exits":2}}`, func(ctx context.Context) outcome { return result(c.VM(ctx, "d/b ?")) },
@@ -62,6 +64,8 @@ func TestRequests(t *testing.T) {
 		{"Stop", ``, func(ctx context.Context) outcome { return only(c.Stop(ctx, "db")) }, "POST /v1/vms/db/stop [] ", nil},
 		{"Shutdown", `{}`, func(ctx context.Context) outcome { return only(c.Shutdown(ctx, "db")) }, "POST /v1/vms/db/shutdown [] ", nil},
 		{"ForceStart", `{}`, func(ctx context.Context) outcome { return only(c.ForceStart(ctx, "db")) }, "POST /v1/vms/db/force-start [] ", nil},
+		{"Switchover", `{}`, func(ctx context.Context) outcome { return only(c.Switchover(ctx, "db")) }, "POST /v1/vms/db/switchover [] ", nil},
+		{"TestFailover", `{}`, func(ctx context.Context) outcome { return only(c.TestFailover(ctx, "db")) }, "POST /v1/vms/db/test-failover [] ", nil},
 		{"Console", "a\x00\xff{", func(ctx context.Context) outcome { return result(c.Console(ctx, "db")) }, "GET /v1/vms/db/console [] ", []byte("a\x00\xff{")},
 		{
 			"Events", `[{"at":"2026-01-02T03:04:05Z","what":"hvd started"}]`, func(ctx context.Context) outcome { return result(c.Events(ctx)) },

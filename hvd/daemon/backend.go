@@ -32,6 +32,11 @@ func (d *instance) Host(context.Context) api.Host {
 		LocatorWhy: d.hardware.LocatorWhy,
 		Key:        hex.EncodeToString(d.publicKey()),
 	}
+	h.Drained = d.drained()
+	drained := ""
+	if h.Drained {
+		drained = "this host is drained; duet host undrain lets VMs come back"
+	}
 	peer := ""
 	if d.cfg.Peer != nil {
 		h.Peer = d.cfg.Peer.Name
@@ -39,7 +44,7 @@ func (d *instance) Host(context.Context) api.Host {
 		peer = "no peer: host.json names none"
 	}
 	state := func(s string) string { return strings.TrimSuffix(s, "ok") }
-	for _, t := range []string{d.problem, d.keyProblem, state(d.kvm), state(volume), d.warning, peer} {
+	for _, t := range []string{d.problem, d.keyProblem, state(d.kvm), state(volume), d.warning, peer, drained} {
 		if t != "" {
 			h.Trouble = t
 			break
@@ -189,6 +194,9 @@ func (d *instance) Forward(ctx context.Context, name, method, path string) (vmso
 	reply, err := v.sock.Do(ctx, method, path)
 	if err != nil {
 		return reply, v.unanswered(http.StatusServiceUnavailable, err)
+	}
+	if path == "/test-failover" && reply.Status == http.StatusOK { // the process ends before it is asked for its events
+		d.event(name, "a user tested the failover: the copy here, which ran, was dropped")
 	}
 	return reply, nil
 }

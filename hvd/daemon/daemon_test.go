@@ -72,6 +72,7 @@ func TestLife(t *testing.T) {
 	if err := c.Stop(ctx, "db"); err != nil {
 		t.Errorf("stop: %v", err)
 	}
+	useDrain(t, h, c)
 	useStreams(t, c)
 	useConsole(t, h, c)
 
@@ -89,6 +90,27 @@ func TestLife(t *testing.T) {
 	}
 	checkEvents(t, h, c)
 	remove(t, h, c, v, int(state.Epoch))
+}
+
+// useDrain drains the host, which is kept in a file and told to the process, and ends that again.
+func useDrain(t *testing.T, h *host, c *api.Client) {
+	t.Helper()
+	ctx := deadline(t)
+	for _, on := range []bool{true, false, false} {
+		call, line := c.Drain, "vm db: told to drain"
+		if !on {
+			call, line = c.Undrain, "vm db: told to undrain"
+		}
+		state, err := call(ctx)
+		if err != nil || state.Drained != on || strings.Contains(state.Trouble, "drained") != on {
+			t.Errorf("drained %t: %+v, %v", on, state, err)
+		}
+		_, err = os.Stat(filepath.Join(filepath.Dir(h.opt.Config), "drained"))
+		if (err == nil) != on {
+			t.Errorf("drained %t: its file: %v", on, err)
+		}
+		h.eventually(t, line, func() bool { return h.count(line) == 1 })
+	}
 }
 
 func useStreams(t *testing.T, c *api.Client) {
@@ -176,7 +198,7 @@ func checkEvents(t *testing.T, h *host, c *api.Client) {
 	if n := got["db live"]; n == 2 {
 		got["db live"] = 1
 	}
-	want := map[string]int{"1": 1, "db disks": 1, "db started": 2, "db crashes": 1, "db live": 1}
+	want := map[string]int{"1": 1, "db disks": 1, "db started": 2, "here": 1, "drained": 1, "db crashes": 1, "db live": 1}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("events by their last words (-want +got):\n%s", d)
 	}

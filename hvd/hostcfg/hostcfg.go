@@ -32,6 +32,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 )
 
@@ -300,3 +301,6 @@ func isLabel(s string) bool {
 	}
 	return true
 }
+
+// DrainedPath is the file that says, by being there, that the host of a host.json is drained: no VM is to be on it.
+func DrainedPath(config string) string { return filepath.Join(filepath.Dir(config), "drained") }

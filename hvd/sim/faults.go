@@ -12,17 +12,18 @@ func (w *World) nextFault() {
 	if w.now >= faultTime {
 		return
 	}
+	times := w.plan.times['f']
 	if w.single {
 		if live, standby := w.protected(); w.now > w.sound && live != nil && standby != nil {
-			w.fault()
+			w.inject('f', w.fault)
 		}
-		w.after(w.between(20*time.Millisecond, 300*time.Millisecond), w.nextFault)
+		w.after(within(times, 20*time.Millisecond, 300*time.Millisecond), w.nextFault)
 		return
 	}
-	for range 1 + w.rng.IntN(2) {
-		w.fault()
+	for range 1 + times.IntN(2) {
+		w.inject('f', w.fault)
 	}
-	w.after(w.between(20*time.Millisecond, 2*time.Second), w.nextFault)
+	w.after(within(times, 20*time.Millisecond, 2*time.Second), w.nextFault)
 }
 
 // lasts notes that what is broken now stays so for d, and that it takes a
@@ -40,7 +41,9 @@ func (w *World) fault() {
 	case 3:
 		if p := w.hosts[host]; p != nil && !p.paused {
 			w.count.Pauses++
-			p.pause(w.lasts(w.between(10*time.Millisecond, 2*time.Second)))
+			d := w.lasts(w.between(10*time.Millisecond, 2*time.Second))
+			w.did(faultFreeze, host, "%v freezes for %v", p, d)
+			p.pause(d)
 		}
 	case 4, 5, 6:
 		w.cutPaths()
@@ -53,6 +56,7 @@ func (w *World) fault() {
 	case 10:
 		w.network.loss = [2]int{w.rng.IntN(30), w.rng.IntN(30)}
 		w.network.lag = w.between(0, 100*time.Millisecond)
+		w.did(faultLossy, both, "network   loses %d and %d percent, up to %v late", w.network.loss[0], w.network.loss[1], w.network.lag)
 		w.after(w.lasts(w.between(100*time.Millisecond, 2*time.Second)), func() {
 			w.network.loss, w.network.lag = [2]int{}, 0
 		})
@@ -68,30 +72,43 @@ func (w *World) fault() {
 func (w *World) rare(host int) {
 	switch w.rng.IntN(4) {
 	case 0:
+		w.did(faultPower, both, "both lose power")
 		w.kill(0)
 		w.kill(1)
 	case 1:
 		if p := w.hosts[host]; p != nil {
+			w.did(moveStop, host, "%v is told to stop", p)
 			p.do(func() { p.step(pair.Command{Verb: pair.Stop}) })
 		}
 	}
 }
 
-// atTheWorstMoment lets something break just when a copy's role changes.
-func (w *World) atTheWorstMoment() {
-	if w.single || w.now >= faultTime || !w.chance(4) {
+// atTheWorstMoment lets something break just when a copy's role changes. When only
+// one thing may break at a time, that is in the middle of a switchover.
+func (w *World) atTheWorstMoment(role pair.Role) {
+	times, often := w.plan.times['w'], 4
+	if w.single {
+		often = 25
+	}
+	moving := role == pair.Pausing || role == pair.Yielding
+	if w.now >= faultTime || w.single && (!moving || w.now <= w.sound) || times.IntN(100) >= often {
 		return
 	}
-	w.after(w.between(0, 6*time.Millisecond), func() {
-		host := w.rng.IntN(2)
-		switch w.rng.IntN(4) {
-		case 0:
-			w.cutPaths()
-		case 1:
-			w.loseReplies()
-		default:
-			w.kill(host)
+	w.after(within(times, 0, 6*time.Millisecond), func() {
+		if w.single && w.now <= w.sound {
+			return
 		}
+		w.inject('w', func() {
+			host := w.rng.IntN(2)
+			switch w.rng.IntN(4) {
+			case 0:
+				w.cutPaths()
+			case 1:
+				w.loseReplies()
+			default:
+				w.kill(host)
+			}
+		})
 	})
 }
 
@@ -102,7 +119,9 @@ func (w *World) kill(host int) {
 		return
 	}
 	w.count.Kills++
-	p.kill(w.chance(50))
+	whole := w.chance(50)
+	w.did(faultKill, host, "%v is killed%s", p, map[bool]string{true: ", and its host with it"}[whole])
+	p.kill(whole)
 	w.after(w.lasts(w.between(10*time.Millisecond, 3*time.Second)), func() {
 		if w.hosts[host] == nil {
 			w.startProcess(host)
@@ -120,7 +139,7 @@ func (w *World) cutPaths() {
 			if which < 2 && int(path) != which || way < 2 && sender != way {
 				continue
 			}
-			w.log("network   path %v from %c is cut for %v", path, 'a'+sender, heal)
+			w.did(faultCut, both, "network   path %v from %c is cut for %v", path, 'a'+sender, heal)
 			w.network.cutPath(path, sender)
 			w.after(heal, func() { w.network.healPath(path, sender) })
 		}
@@ -136,16 +155,16 @@ func (w *World) volumeFault(host int) {
 	d := w.lasts(w.between(50*time.Millisecond, 3*time.Second))
 	switch w.rng.IntN(4) {
 	case 0:
-		w.log("volume    stalls for %c for %v", 'a'+host, d)
+		w.did(faultStall, host, "volume    stalls for %c for %v", 'a'+host, d)
 		w.volume.stallUntil[host] = w.now + d
 	case 1:
-		w.log("volume    stalls for both for %v", d)
+		w.did(faultStall, both, "volume    stalls for both for %v", d)
 		w.volume.stallUntil = [2]time.Duration{w.now + d, w.now + d}
 	case 2:
-		w.log("volume    is out of reach of %c for %v", 'a'+host, d)
+		w.did(faultUnreachable, host, "volume    is out of reach of %c for %v", 'a'+host, d)
 		w.volume.unreachable[host] = true
 	case 3:
-		w.log("volume    is out of reach of both for %v", d)
+		w.did(faultUnreachable, both, "volume    is out of reach of both for %v", d)
 		w.volume.unreachable = [2]bool{true, true}
 	}
 	w.after(d, func() { w.volume.unreachable = [2]bool{} })
@@ -154,7 +173,7 @@ func (w *World) volumeFault(host int) {
 // loseReplies makes COMPARE AND WRITE unreliable. Something that has the block
 // changed comes soon after.
 func (w *World) loseReplies() {
-	w.log("volume    loses replies")
+	w.did(faultReplies, both, "volume    loses replies")
 	w.volume.loseReplies = true
 	w.after(w.lasts(w.between(200*time.Millisecond, 2*time.Second)), func() { w.volume.loseReplies = false })
 	if w.chance(50) {
@@ -174,14 +193,15 @@ func (w *World) disturb(host int) {
 	switch w.rng.IntN(3) {
 	case 0:
 		if p.replica != nil && !p.half {
-			w.log("%v: a register flips", p)
+			w.did(faultFlip, host, "%v: a register flips", p)
 			w.lasts(time.Second) // until it is noticed
 			p.guest.flip(w.rng.Uint64() | 1)
 		}
 	case 1:
-		w.log("%v: the copy crashes", p)
+		w.did(faultCrash, host, "%v: the copy crashes", p)
 		p.do(func() { p.step(pair.Faulted{Fault: pair.Crashed}) })
 	case 2:
+		w.did(faultLag, host, "%v: the secondary is said to be too slow", p)
 		p.do(func() { p.step(pair.Faulted{Fault: pair.Lagging}) })
 	}
 }
@@ -197,6 +217,7 @@ func (w *World) repair() {
 	}
 	w.volume.unreachable, w.volume.loseReplies, w.volume.stallUntil = [2]bool{}, false, [2]time.Duration{}
 	for h, p := range w.hosts {
+		w.drain(h, false)
 		if p == nil {
 			w.startProcess(h)
 		} else {

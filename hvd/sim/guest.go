@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,52 +21,16 @@ const (
 // one boot, and hash covers the guest's whole history up to it: two effects
 // with the same boot, n and hash came from the same execution.
 type effect struct {
-	boot   uint64
-	n      uint64
-	hash   uint64
-	kind   effectKind
-	client int
-	id     uint64 // write: the request
-	record record
+	boot    uint64
+	n       uint64
+	hash    uint64
+	kind    effectKind
+	op      op      // reply
+	request request // write
 }
 
-// record is what a client stored last; one disk block holds one.
-type record struct {
-	seq   uint64
-	value uint64
-}
-
-const recordSize = 16
-
-func (r record) encode() []byte {
-	b := make([]byte, 0, recordSize)
-	b = binary.LittleEndian.AppendUint64(b, r.seq)
-	return binary.LittleEndian.AppendUint64(b, r.value)
-}
-
-func decodeRecord(b []byte) record {
-	return record{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])}
-}
-
-// request is a disk request that the guest waits for: a write of what the slot
-// holds, or a read of a client's block: while booting, to know it; later, as an
-// audit, whose result only goes into the guest's registers.
-type request struct {
-	id     uint64
-	client int
-	read   bool
-	audit  bool
-	record record
-}
-
-// slot is what the guest keeps for one client.
-type slot struct {
-	record
-	durable bool // it is on the disk
-}
-
-// guest is the simulated machine: a store with one value per client. It
-// writes a value to its disk and replies when the write is done. Around that
+// guest is the simulated machine: a store of a few keys. It writes a value to
+// its disk and replies when the write is done; its program is in store.go. Around that
 // it mixes registers and memory, so that any difference in its inputs, their
 // order or their positions changes all that comes after.
 type guest struct {
@@ -78,9 +41,9 @@ type guest struct {
 	memory  [32]uint64
 	now     uint64
 	slots   []slot
-	queue   []event.Entry // inputs that the guest has yet to handle
-	work    int           // micro-operations until the head of queue is handled
-	pending []request
+	queue   []input   // that the guest has yet to handle
+	work    int       // micro-operations until the head of queue is handled
+	pending []request // that the disk has yet to complete
 	issued  []request // not yet handed to the host
 	ids     uint64
 	effects []effect
@@ -88,11 +51,17 @@ type guest struct {
 	flipped uint64   // what a fault changed
 }
 
-// newGuest boots a guest: it reads the blocks of all clients first.
-func newGuest(boot uint64, clients int) *guest {
-	g := &guest{boot: boot, acc: mix(boot, 0x9e3779b97f4a7c15), slots: make([]slot, clients)}
-	for c := range clients {
-		g.submit(request{client: c, read: true})
+// input is one that the guest has yet to handle.
+type input struct {
+	event.Entry
+	done request // DiskDone: what was completed
+}
+
+// newGuest boots a guest: it reads the blocks of all keys first.
+func newGuest(boot uint64) *guest {
+	g := &guest{boot: boot, acc: mix(boot, 0x9e3779b97f4a7c15), slots: make([]slot, keyCount)}
+	for k := range keyCount {
+		g.submit(request{key: k, read: true})
 	}
 	return g
 }
@@ -156,59 +125,21 @@ func (g *guest) Run(stop uint64) (lockstep.Exit, error) {
 	}
 }
 
-// handle is the guest's program.
-func (g *guest) handle(e event.Entry) {
-	switch e.Kind {
+// handle has the guest's program take an input.
+func (g *guest) handle(in input) {
+	switch in.Kind {
 	case event.Frame:
-		c := int(e.Data[0])
-		r := decodeRecord(e.Data[1:])
-		s := &g.slots[c]
-		switch {
-		case g.booting():
-		case r.seq == s.seq+1:
-			*s = slot{record: r}
-			g.submit(request{client: c, record: r})
-			g.audit(c)
-		case r.seq == s.seq && s.durable:
-			g.do(effect{kind: reply, client: c, record: s.record})
+		if o, ok := decodeOp(in.Data); ok && !g.booting() {
+			g.operate(o)
 		}
 	case event.DiskDone:
-		i := slices.IndexFunc(g.pending, func(r request) bool { return r.id == e.ID })
-		if i < 0 {
-			return
-		}
-		r := g.pending[i]
-		g.pending = slices.Delete(g.pending, i, i+1)
-		s := &g.slots[r.client]
-		if r.audit {
-			found := decodeRecord(e.Data)
-			g.acc = mix(g.acc, found.seq+found.value)
-			return
-		}
-		if r.read {
-			*s = slot{record: decodeRecord(e.Data), durable: true}
-			return
-		}
-		s.durable = true
-		g.do(effect{kind: reply, client: r.client, record: s.record})
-		g.audit(r.client)
-	}
-}
-
-// audit now and then reads a block: beside a write to it, or right behind one, or
-// another client's.
-func (g *guest) audit(client int) {
-	switch g.acc >> 32 & 3 {
-	case 0, 1:
-		g.submit(request{client: client, read: true, audit: true})
-	case 2:
-		g.submit(request{client: (client + 1) % len(g.slots), read: true, audit: true})
+		g.complete(in.done, in.Data)
 	}
 }
 
 // booting says that the guest still reads its disk.
 func (g *guest) booting() bool {
-	return slices.ContainsFunc(g.pending, func(r request) bool { return r.read && !r.audit })
+	return slices.ContainsFunc(g.slots, func(s slot) bool { return !s.loaded })
 }
 
 func (g *guest) submit(r request) {
@@ -220,12 +151,12 @@ func (g *guest) submit(r request) {
 		g.issued = append(g.issued, r)
 		return
 	}
-	g.do(effect{kind: write, client: r.client, id: r.id, record: r.record})
+	g.do(effect{kind: write, request: r})
 }
 
 func (g *guest) do(e effect) {
 	e.boot, e.n = g.boot, uint64(len(g.history))+1
-	g.acc = mix(g.acc, e.record.value+e.n)
+	g.acc = mix(g.acc, e.op.value+e.request.record.value+e.n)
 	e.hash = g.acc
 	g.history = append(g.history, e.hash)
 	g.effects = append(g.effects, e)
@@ -239,7 +170,7 @@ func (g *guest) Apply(e event.Entry) error {
 	g.acc = mix(g.acc, uint64(e.Kind)+e.ID+e.Now)
 	switch e.Kind {
 	case event.Frame:
-		if len(e.Data) != 1+recordSize || int(e.Data[0]) >= len(g.slots) {
+		if _, ok := decodeOp(e.Data); !ok {
 			return fmt.Errorf("%w: frame of %d bytes", errMachine, len(e.Data))
 		}
 	case event.DiskDone:
@@ -253,7 +184,16 @@ func (g *guest) Apply(e event.Entry) error {
 		return fmt.Errorf("%w: %v", errMachine, e.Kind)
 	}
 	e.Data = slices.Clone(e.Data)
-	g.queue = append(g.queue, e)
+	in := input{Entry: e}
+	if e.Kind == event.DiskDone { // the disk completes it now, whenever the guest looks
+		i := slices.IndexFunc(g.pending, func(r request) bool { return r.id == e.ID })
+		if i < 0 {
+			return nil
+		}
+		in.done = g.pending[i]
+		g.pending = slices.Delete(g.pending, i, i+1)
+	}
+	g.queue = append(g.queue, in)
 	if len(g.queue) == 1 {
 		g.work = int(g.acc >> 60)
 	}

@@ -13,8 +13,8 @@ const clockEvery = 50 * time.Millisecond
 
 // boot starts the guest from its disk.
 func (p *process) boot(epoch uint64) {
+	p.guest = newGuest(epoch)
 	p.w.checkBoot(p, epoch)
-	p.guest = newGuest(epoch, clientCount)
 	p.becomeLive()
 	p.tracker.Reset() // run notes what it issues
 	p.run()
@@ -22,14 +22,20 @@ func (p *process) boot(epoch uint64) {
 
 // goLive lets the replica go on by itself.
 func (p *process) goLive() {
-	p.w.checkGoLive(p)
+	// One that froze may take over by a block that has been replaced since. That
+	// makes it a primary like one that slept: nobody acknowledges what it does.
+	if p.live == nil || p.w.givenTo(p) {
+		p.w.checkGoLive(p)
+	}
 	if p.w.err != nil {
 		return
 	}
 	if p.diverged {
 		p.w.count.DivergedLive++
 	}
-	p.becomeLive()
+	if p.live == nil { // else it took over by a switchover
+		p.becomeLive()
+	}
 	p.run()
 }
 
@@ -38,7 +44,6 @@ func (p *process) becomeLive() {
 	p.gate.Level = p.w.level
 	p.live = &lockstep.Primary[effect]{Machine: p.guest, Log: lockstep.NewRecorder(p.guest.base())}
 	p.track()
-	p.w.truth.guest = p.guest
 	if p.w.bugs.ackAfterSeal {
 		p.closeStream()
 	}
@@ -57,16 +62,16 @@ func (p *process) reissue() {
 
 // clock gives a live guest the time.
 func (p *process) clock() {
-	if p.live != nil {
+	if p.live != nil && !p.still.cut {
 		p.input(event.Entry{Kind: event.Time, Now: max(p.guest.now, uint64(p.w.now))})
 	}
-	p.w.after(clockEvery, func() { p.do(p.clock) })
+	p.w.after(clockEvery, p.clocks)
 }
 
 // frame is a packet of a client.
-func (p *process) frame(client int, r record) {
-	if p.live != nil {
-		p.input(event.Entry{Kind: event.Frame, Data: append([]byte{byte(client)}, r.encode()...)})
+func (p *process) frame(o op) {
+	if p.live != nil && !p.still.cut {
+		p.input(event.Entry{Kind: event.Frame, Data: o.encode()})
 	}
 }
 
@@ -82,6 +87,12 @@ func (p *process) input(e event.Entry) {
 // run lets the guest run until it waits. Some runs are stopped at a counted
 // trap, as the host stops a guest that makes no exit.
 func (p *process) run() {
+	if p.still.op != 0 {
+		p.standStill()
+		if !p.w.bugs.runOn {
+			return
+		}
+	}
 	for first := true; first || p.guest.busy(); first = false {
 		stop := lockstep.Free
 		if p.w.chance(10) {
@@ -97,8 +108,12 @@ func (p *process) run() {
 			p.submit(r)
 		}
 		for _, e := range effects {
+			if p.w.bugs.readsAtOnce && e.op.read {
+				p.w.network.toClient(p, e)
+				continue
+			}
 			if e.kind == write {
-				p.tracker.Issued(request{id: e.id, client: e.client}.tracked())
+				p.tracker.Issued(e.request.tracked())
 			}
 			p.gate.Push(lsn, e)
 		}
@@ -132,13 +147,14 @@ func (p *process) release() {
 			p.w.network.toClient(p, e)
 			continue
 		}
-		p.submit(request{id: e.id, client: e.client, record: e.record})
+		p.submit(e.request)
 	}
 }
 
 // submit issues a disk request; its end is an input.
 func (p *process) submit(r request) {
 	g := p.guest
+	p.inflight++
 	done := func(data []byte, err error) {
 		if p.guest != g || p.live == nil {
 			return // of a guest that was halted
@@ -150,18 +166,20 @@ func (p *process) submit(r request) {
 		case err != nil: // the disk stalls: the host tries again
 			p.w.after(100*time.Millisecond, func() { p.do(func() { p.resubmit(g, r) }) })
 		default:
+			p.inflight--
 			p.input(event.Entry{Kind: event.DiskDone, ID: r.id, Data: data})
 		}
 	}
 	if r.read {
-		p.w.volume.read(p, r.client, func(r record, err error) { done(r.encode(), err) })
+		p.w.volume.read(p, r.key, func(r record, err error) { done(r.encode(), err) })
 		return
 	}
-	p.w.volume.write(p, r.client, r.record, func(err error) { done(nil, err) })
+	p.w.volume.write(p, r.key, r.record, func(err error) { done(nil, err) })
 }
 
 func (p *process) resubmit(g *guest, r request) {
 	if p.guest == g && p.live != nil {
+		p.inflight--
 		p.submit(r)
 	}
 }
@@ -169,8 +187,8 @@ func (p *process) resubmit(g *guest, r request) {
 // startSeed sends the live guest's state in pieces, and from the last one on
 // the log.
 func (p *process) startSeed(seed pair.Seed) {
-	p.seed = seed
 	s := p.stream
+	p.seed, p.carrier = seed, s
 	if s == nil {
 		p.step(pair.Faulted{Fault: pair.SeedFailed})
 		return
@@ -205,6 +223,9 @@ func (p *process) acknowledged(seed pair.Seed, received, verified uint64) {
 	p.keeper.Acked(received)
 	p.gate.Ack(received, verified)
 	p.release()
+	if p.still.op != 0 {
+		p.standStill()
+	}
 	p.step(pair.Progress{Received: received, Verified: verified})
 }
 

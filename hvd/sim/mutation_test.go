@@ -22,12 +22,18 @@ func TestMutations(t *testing.T) {
 		{"pending disk requests forgotten", bugs{forgetPending: true}, ""},
 		{"fence without abort", bugs{fenceKeepsTasks: true}, "lands"},
 		{"disk requests of a halted guest go on", bugs{keepSession: true}, "lands"},
+		{"switchover with disk requests under way", bugs{pauseWithTasks: true}, "lands"},
+		{"switchover before the log is executed", bugs{pauseUnexecuted: true}, ""},
+		{"guest that runs on after its log has ended", bugs{runOn: true}, ""},
+		{"switchover to a host that may not write", bugs{neverRegistered: true}, ""},
+		{"reads answered past the gate", bugs{readsAtOnce: true}, "can't be explained by any order"},
 		{"swap without compare", bugs{blindSwap: true}, ""},
 		{"a reference although a write to it was released", bugs{refRaced: true}, "isn't what its primary read"},
 		{"a reference while effects leave at once", bugs{refUngated: true}, "other bytes than its primary"},
 		{"log acknowledged without what it refers to", bugs{ackUnheld: true}, "isn't what its primary read"},
 	} {
 		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
 			const most = 10000
 			for seed := uint64(1); seed <= most; seed++ {
 				_, err := Run(seed, Options{bugs: m.bugs})

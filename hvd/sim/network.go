@@ -39,10 +39,10 @@ func (n *network) send(p *process, o pair.Send) {
 }
 
 // toGuest carries a client's packet to where the switch thinks the VM is.
-func (n *network) toGuest(client int, r record) {
+func (n *network) toGuest(o op) {
 	n.w.after(n.delay(), func() {
 		if p := n.w.hosts[n.claims]; p != nil {
-			p.do(func() { p.frame(client, r) })
+			p.do(func() { p.frame(o) })
 		}
 	})
 }
@@ -50,7 +50,7 @@ func (n *network) toGuest(client int, r record) {
 // toClient carries a guest's packet; the switch learns from it.
 func (n *network) toClient(p *process, e effect) {
 	n.claims = p.host
-	n.w.after(n.delay(), func() { n.w.clients[e.client].reply(e.record) })
+	n.w.after(n.delay(), func() { n.w.clients[e.op.client].reply(e.op) })
 }
 
 // stream is one connection for seeding and the log. Messages of one direction

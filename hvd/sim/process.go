@@ -19,6 +19,8 @@ type process struct {
 	session     uint64 // with the volume
 	machine     *pair.Machine
 	alive       bool
+	ticks       func() // tick and clock, made once
+	clocks      func()
 	paused      bool
 	deferred    []func() // while paused
 
@@ -29,7 +31,10 @@ type process struct {
 	seed  pair.Seed
 
 	live      *lockstep.Primary[effect]
+	still     still
+	inflight  int     // disk requests of the live guest
 	stream    *stream // nil: none
+	carrier   *stream // of the present seeding and its log
 	streaming bool    // live: the log goes to the secondary
 
 	tracker diskref.Tracker
@@ -38,6 +43,7 @@ type process struct {
 	scan    *event.Decoder // a second look at the log, for its references
 	other   bool           // a reference was read that the volume has other bytes for
 
+	early     []batch // log that came before this copy knew that it had yielded
 	replica   *lockstep.Secondary[effect]
 	executing *lockstep.Secondary[effect] // the replica for which a step is arranged
 	consuming bool
@@ -64,9 +70,14 @@ func (w *World) startProcess(h int) {
 		return
 	}
 	p := &process{w: w, host: h, incarnation: w.order, session: w.order, machine: m, alive: true}
+	tick, clock := p.tick, p.clock
+	p.ticks, p.clocks = func() { p.do(tick) }, func() { p.do(clock) }
 	w.hosts[h] = p
 	w.log("%v starts", p)
 	p.tick()
+	if w.drained[h] {
+		p.step(pair.Command{Verb: pair.Drain})
+	}
 	p.clock()
 	w.network.dial()
 }
@@ -85,13 +96,13 @@ func (p *process) do(f func()) {
 
 func (p *process) tick() {
 	p.step(pair.Tick{Now: p.w.now})
-	p.w.after(tickEvery, func() { p.do(p.tick) })
+	p.w.after(tickEvery, p.ticks)
 }
 
 // kill ends the process. When its host lives on, the other end of its stream
 // is told.
 func (p *process) kill(hostToo bool) {
-	p.w.log("%v is killed", p)
+	p.w.log("%v ends", p)
 	p.alive = false
 	p.w.noteGone(p)
 	p.w.hosts[p.host] = nil
@@ -101,7 +112,6 @@ func (p *process) kill(hostToo bool) {
 }
 
 func (p *process) pause(d time.Duration) {
-	p.w.log("%v freezes for %v", p, d)
 	p.paused = true
 	p.w.after(d, p.thaw)
 }
@@ -122,7 +132,9 @@ func (p *process) thaw() {
 // step gives an input to the role machine and carries out what it says.
 func (p *process) step(in pair.Input) {
 	for _, o := range p.machine.Step(in) {
-		p.carryOut(o)
+		if p.w.err == nil {
+			p.carryOut(o)
+		}
 	}
 }
 
@@ -157,6 +169,16 @@ func (p *process) carryOut(o pair.Output) {
 		if p.stream != nil && !p.w.bugs.ackAfterSeal {
 			p.closeStream()
 		}
+	case pair.Register:
+		p.register(o.Op)
+	case pair.Pause:
+		p.pauseGuest(o.Op)
+	case pair.Resume:
+		p.resumeGuest()
+	case pair.Yield:
+		p.yield(o.Seed)
+	case pair.TakeOver:
+		p.takeOver(o.Seed)
 	case pair.Reissue:
 		p.reissue()
 	case pair.GoLive:
@@ -174,7 +196,7 @@ func (p *process) carryOut(o pair.Output) {
 
 // note counts what a history met.
 func (p *process) note(e pair.Event) {
-	p.w.atTheWorstMoment()
+	p.w.atTheWorstMoment(e.Role)
 	switch e.Role {
 	case pair.Primary:
 		p.w.count.Pairings++
@@ -240,7 +262,6 @@ func (p *process) halt() {
 	p.guest, p.half, p.live, p.replica = nil, false, nil, nil
 	p.streaming, p.consuming, p.sealed, p.diverged = false, false, false, false
 	p.holder, p.other = diskref.Holder{}, false
-	p.gate = lockstep.Gate[effect]{Level: p.w.level}
-	p.gate.Set(lockstep.Closed)
-	p.mode = pair.GateClosed
+	p.still, p.inflight, p.early = still{}, 0, nil
+	p.shut()
 }

@@ -13,14 +13,14 @@ import (
 // primary.
 const readPatience = 50 * time.Millisecond
 
-// sector is what a disk block of a client is padded to, for references know only
+// sector is what a disk block is padded to, for references know only
 // whole sectors.
 func (r record) sector() []byte {
 	return append(r.encode(), make([]byte, diskref.SectorSize-recordSize)...)
 }
 
 func (r request) tracked() diskref.Request {
-	return diskref.Request{ID: r.id, Write: !r.read, Sector: uint64(r.client), Len: diskref.SectorSize}
+	return diskref.Request{ID: r.id, Write: !r.read, Sector: uint64(r.key), Len: diskref.SectorSize}
 }
 
 // track begins with what a guest waits for that goes live.
@@ -50,6 +50,14 @@ func (p *process) record(e event.Entry) error {
 	err := p.live.InputAs(event.Entry{Kind: event.DiskRef, ID: e.ID, Data: ref.Encode()}, e)
 	p.keeper.Keep(p.live.Log.LSN(), e.Disk, e.ID, data)
 	return err
+}
+
+// follow makes the process's guest a replica of a log that begins at its state.
+func (p *process) follow() {
+	base := p.guest.base()
+	p.replica = &lockstep.Secondary[effect]{Machine: p.guest, Log: lockstep.NewReplayer(base)}
+	p.replica.Log.Resolve = p.resolve
+	p.holder, p.other, p.scan = diskref.Holder{}, false, event.NewDecoder(base)
 }
 
 // prefetch looks for references in a batch of the log, and reads them.

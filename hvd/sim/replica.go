@@ -5,8 +5,6 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/ftlink/pair"
-	"github.com/duet-ft/duet/hvd/diskref"
-	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/lockstep"
 )
 
@@ -14,7 +12,7 @@ import (
 func (p *process) seedBegins(seed pair.Seed) {
 	p.step(pair.SeedBegin{Seed: seed})
 	if p.machine.Role() == pair.Receiving && p.machine.CurrentSeed() == seed {
-		p.seed, p.half = seed, true
+		p.seed, p.carrier, p.half = seed, p.stream, true
 	}
 }
 
@@ -32,9 +30,7 @@ func (p *process) seedEnds(seed pair.Seed, state *guest) {
 		return
 	}
 	p.guest, p.half = state, false
-	p.replica = &lockstep.Secondary[effect]{Machine: state, Log: lockstep.NewReplayer(state.base())}
-	p.replica.Log.Resolve = p.resolve
-	p.holder, p.other, p.scan = diskref.Holder{}, false, event.NewDecoder(state.base())
+	p.follow()
 	p.w.after(p.w.between(0, 30*time.Millisecond), func() {
 		p.do(func() {
 			if p.replica != nil && p.seed == seed {
@@ -47,15 +43,19 @@ func (p *process) seedEnds(seed pair.Seed, state *guest) {
 
 // receiveLog takes a batch of the log. It is acknowledged as received at once,
 // and executed some time later.
-func (p *process) receiveLog(seed pair.Seed, lsn uint64, batch []byte) {
+func (p *process) receiveLog(seed pair.Seed, lsn uint64, log []byte) {
+	if p.still.cut { // the block decides who leads, and this copy hasn't read it
+		p.early = append(p.early, batch{seed, lsn, log})
+		return
+	}
 	if p.replica == nil || p.seed != seed || p.sealed && !p.w.bugs.ackAfterSeal {
 		return
 	}
-	if err := p.replica.Log.Feed(lsn, batch); err != nil {
+	if err := p.replica.Log.Feed(lsn, log); err != nil {
 		p.w.fail("%v: %v", p, err)
 		return
 	}
-	p.prefetch(lsn, batch)
+	p.prefetch(lsn, log)
 	p.acknowledge()
 	p.execute()
 }
@@ -117,9 +117,10 @@ func (p *process) executeNow() {
 }
 
 // diverge follows a fingerprint that differs. Only the fault that makes one
-// may be its cause.
+// may be its cause: of this copy, or of the one that it follows, which was a
+// replica when it had it and took over before that showed.
 func (p *process) diverge(err error) {
-	if !errors.Is(err, lockstep.ErrDiverged) || p.guest.flipped == 0 {
+	if !errors.Is(err, lockstep.ErrDiverged) || p.guest.flipped == 0 && p.w.truth.guest.flipped == 0 {
 		p.w.fail("%v diverged by itself: %v", p, err)
 		return
 	}

@@ -14,8 +14,8 @@ type truth struct {
 	owner   *process
 	guest   *guest // the owner's
 	boot    uint64
-	history []uint64 // hash of each effect that has left or that the owner's state holds; 0: neither
-	acked   [clientCount]uint64
+	history []uint64                      // hash of each effect that has left or that the owner's state holds; 0: neither
+	acked   [keyCount][clientCount]uint64 // the number of each client's newest write that it was told is done
 	gone    []gone
 }
 
@@ -53,6 +53,10 @@ func (w *World) noteGone(p *process) {
 		}
 	}
 	w.truth.gone = append(w.truth.gone, gone{p.guest.boot, p.guest.history})
+	// One that diverged knows what it received no better than its primary does.
+	if g := w.truth.guest; p.diverged && w.level == lockstep.Received && g != nil {
+		w.truth.gone = append(w.truth.gone, gone{g.boot, slices.Clone(g.history)})
+	}
 }
 
 // checkLeaves follows an effect that leaves a process.
@@ -102,9 +106,20 @@ func (w *World) checkGoLive(p *process) {
 			return
 		}
 	}
-	w.checkAcked(p, func(c int) uint64 { return g.slots[c].seq })
+	w.checkAcked(p, func(key int) record {
+		if !g.slots[key].loaded { // it still boots, and will get what is on the disk
+			return w.volume.data[key]
+		}
+		return g.slots[key].record
+	})
 	w.noteGone(p)
-	t.owner, t.history = p, slices.Clone(g.history)
+	t.owner, t.guest, t.history = p, g, slices.Clone(g.history)
+}
+
+// givenTo says that the block gives the VM to a process, by a switchover.
+func (w *World) givenTo(p *process) bool {
+	b := w.blockNow()
+	return b.Kind == pair.Pair && b.Owner == pair.HostID(10+p.host) && b.Seed == p.seed
 }
 
 // checkBoot follows a boot from the disk.
@@ -113,25 +128,25 @@ func (w *World) checkBoot(p *process, boot uint64) {
 	if w.single && w.count.Boots > 1 {
 		w.fail("%v boots the VM anew: one fault at a time lost its state", p)
 	}
-	w.checkAcked(p, func(c int) uint64 { return w.volume.data[c].seq })
-	w.truth.owner, w.truth.boot, w.truth.history = p, boot, nil
+	w.checkAcked(p, func(key int) record { return w.volume.data[key] })
+	w.truth.owner, w.truth.guest, w.truth.boot, w.truth.history = p, p.guest, boot, nil
 }
 
-func (w *World) checkAcked(p *process, seq func(client int) uint64) {
-	for c, acked := range w.truth.acked {
-		if seq(c) < acked {
-			w.fail("%v goes live with write %d of client %d, which was told that %d is done", p, seq(c), c, acked)
+func (w *World) checkAcked(p *process, has func(key int) record) {
+	for key, acked := range w.truth.acked {
+		if r := has(key); r.behind(record{writes: acked}) {
+			w.fail("%v goes live with %v for key %d, but clients were told that %v are done", p, r, key, acked)
 		}
 	}
 }
 
 // checkLanding follows a write that takes effect on the disk.
-func (w *World) checkLanding(p *process, g *guest, client int, r record) {
+func (w *World) checkLanding(p *process, g *guest, key int, r record) {
 	if p != w.truth.owner || g != w.truth.guest {
-		w.fail("a write of %v lands (client %d, %d) while %v is live", p, client, r.seq, w.truth.owner)
+		w.fail("a write of %v lands (key %d, %v) while %v is live", p, key, r, w.truth.owner)
 	}
-	if r.seq < w.volume.data[client].seq {
-		w.fail("a write of %v takes client %d back from %d to %d", p, client, w.volume.data[client].seq, r.seq)
+	if had := w.volume.data[key]; r.behind(had) {
+		w.fail("a write of %v takes key %d back from %v to %v", p, key, had, r)
 	}
 }
 
@@ -173,8 +188,7 @@ func (w *World) checkEnd() {
 		if c.lastReply < w.now-repairTime/3 {
 			w.fail("client %d got no reply since %v", i, c.lastReply)
 		}
-		if live.guest.slots[i].seq < w.truth.acked[i] {
-			w.fail("client %d was told that %d is done, the VM has %d", i, w.truth.acked[i], live.guest.slots[i].seq)
-		}
 	}
+	w.checkAcked(live, func(key int) record { return live.guest.slots[key].record })
+	w.checkClients()
 }

@@ -69,22 +69,22 @@ func (v *volume) up(host int, session uint64) bool {
 
 // write changes a client's block, if the reservation lets p. That is decided
 // when the command comes in; it takes effect later.
-func (v *volume) write(p *process, client int, r record, reply func(error)) {
+func (v *volume) write(p *process, key int, r record, reply func(error)) {
 	registered, g := v.registered[p.host], p.guest
 	v.command(p, func() error {
 		if !registered {
 			return errConflict
 		}
-		v.w.checkLanding(p, g, client, r)
-		v.data[client] = r
+		v.w.checkLanding(p, g, key, r)
+		v.data[key] = r
 		return nil
 	}, reply)
 }
 
 // read returns a client's block.
-func (v *volume) read(p *process, client int, reply func(record, error)) {
+func (v *volume) read(p *process, key int, reply func(record, error)) {
 	var r record
-	v.command(p, func() error { r = v.data[client]; return nil }, func(err error) { reply(r, err) })
+	v.command(p, func() error { r = v.data[key]; return nil }, func(err error) { reply(r, err) })
 }
 
 // fence registers p's host and preempts the other one's registration, and
@@ -94,6 +94,14 @@ func (v *volume) fence(p *process, reply func(error)) {
 		other := 1 - p.host
 		v.registered[p.host], v.registered[other] = true, false
 		v.fences[other]++
+		return nil
+	}, reply)
+}
+
+// register lets p's host write.
+func (v *volume) register(p *process, reply func(error)) {
+	v.command(p, func() error {
+		v.registered[p.host] = !v.w.bugs.neverRegistered
 		return nil
 	}, reply)
 }

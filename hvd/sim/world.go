@@ -5,8 +5,9 @@
 //
 // # Place
 //
-// Tests only: Run(seed, Options) plays one history and returns what broke. It
-// imports hvd/{event,lockstep,diskref}, ftlink/pair and ftlink/arbiter.
+// Tests only: Run(seed, Options) plays one history and returns what broke, and
+// Shrink finds fewer faults that are enough for it. It imports
+// hvd/{event,lockstep,diskref}, ftlink/pair and ftlink/arbiter.
 //
 // # The world
 //
@@ -20,8 +21,13 @@
 //
 // Faults come for a while: processes and hosts die and restart, freeze and
 // thaw; paths lose, delay, break in one direction or both; the volume stalls,
-// loses replies, or can't be reached by one or both; executions diverge. Then
-// all is repaired, and the pair has to be protected again.
+// loses replies, or can't be reached by one or both; executions diverge. A user
+// has the VM change hosts meanwhile. Then all is repaired, and the pair has to be
+// protected again.
+//
+// Each fault and each command is a Step. What it does is drawn from a source of its
+// own, and when it comes from one that no other draws from. So a step can be left
+// out, and the others stay what they were.
 //
 // # What is checked, at each event that could break it
 //
@@ -35,7 +41,8 @@
 //   - what goes live was whole
 //   - a secondary reads what its primary read, as long as they are a pair, and
 //     whatever goes live has
-//   - in the end the VM runs protected and serves all clients
+//   - in the end the VM runs protected and serves all clients, and there is an
+//     order of all that they did which explains what they were told (porcupine)
 package sim
 
 import (
@@ -52,9 +59,8 @@ import (
 )
 
 const (
-	clientCount = 3
-	faultTime   = 9 * time.Second
-	repairTime  = 9 * time.Second
+	faultTime  = 9 * time.Second
+	repairTime = 9 * time.Second
 )
 
 var vmID = pair.UUID{0xd0, 0xe7}
@@ -66,6 +72,12 @@ type Options struct {
 	// OneAtATime lets the next fault come only when the last is repaired and the
 	// VM is protected. Then the guest has to survive all of them.
 	OneAtATime bool
+
+	// Keep are the only steps that take place; nil: all do. Vary is another draw of
+	// everything else, delays for instance. Story has the steps told.
+	Keep  []Step
+	Vary  uint64
+	Story bool
 
 	bugs bugs
 }
@@ -87,6 +99,11 @@ type bugs struct {
 	refRaced         bool // a read is a reference although a write to it was pending
 	refUngated       bool // ... although effects leave at once
 	ackUnheld        bool // the log counts as received without what it refers to
+	pauseWithTasks   bool // a switchover doesn't wait for disk requests under way
+	pauseUnexecuted  bool // a switchover doesn't wait for the last of the log
+	runOn            bool // the guest runs on when the block is asked for
+	readsAtOnce      bool // answers to reads don't wait in the gate, for they change nothing
+	neverRegistered  bool // a secondary says that it may write, and may not
 }
 
 // World is one history.
@@ -101,9 +118,11 @@ type World struct {
 	order  uint64
 	err    error
 	count  Counters
+	plan   plan
 
 	level   lockstep.Level
 	hosts   [2]*process // the process of each host; nil: none
+	drained [2]bool
 	volume  *volume
 	network network
 	clients [clientCount]*client
@@ -112,9 +131,16 @@ type World struct {
 
 // Run plays the history of a seed. The error says what broke and when.
 func Run(seed uint64, o Options) (Counters, error) {
-	w := &World{bugs: o.bugs, single: o.OneAtATime, trace: o.Trace, rng: rand.New(rand.NewPCG(seed, 0xd0e7))}
+	w, err := run(seed, o)
+	return w.count, err
+}
+
+func run(seed uint64, o Options) (*World, error) {
+	w := &World{
+		bugs: o.bugs, single: o.OneAtATime, trace: o.Trace, rng: rand.New(rand.NewPCG(seed, 0xd0e7+o.Vary)), plan: newPlan(seed, o),
+	}
 	w.level = lockstep.Level(w.rng.IntN(2))
-	w.volume = &volume{w: w, data: make([]record, clientCount)}
+	w.volume = &volume{w: w, data: make([]record, keyCount)}
 	free := pair.Block{VM: vmID, Kind: pair.Free, Epoch: 1}
 	w.volume.block = arbiter.Encode(free, arbiter.MinSize)
 	w.network.w = w
@@ -125,16 +151,17 @@ func Run(seed uint64, o Options) (Counters, error) {
 		w.clients[c] = newClient(w, c)
 	}
 	w.after(100*time.Millisecond, w.userStarts)
-	w.after(w.between(0, time.Second), w.nextFault)
+	w.after(within(w.plan.times['f'], 0, time.Second), w.nextFault)
+	w.after(within(w.plan.times['u'], time.Second, 3*time.Second), w.userMoves)
 	w.at(faultTime, w.repair)
 	w.play(faultTime + repairTime)
 	if w.err == nil {
 		w.checkEnd()
 	}
 	if w.err != nil {
-		return w.count, fmt.Errorf("seed %d, after %v: %w", seed, w.now, w.err)
+		return w, fmt.Errorf("seed %d, after %v: %w", seed, w.now, w.err)
 	}
-	return w.count, nil
+	return w, nil
 }
 
 // userStarts is a user who wants the VM to run, and may have stopped it.
@@ -143,6 +170,44 @@ func (w *World) userStarts() {
 		p.do(func() { p.step(pair.Command{Verb: pair.Start}) })
 	}
 	w.after(300*time.Millisecond, w.userStarts)
+}
+
+// userMoves is a user who has the VM change hosts, and tests the failover.
+func (w *World) userMoves() {
+	w.inject('u', func() {
+		verb, kind := pair.Switchover, moveSwitchover
+		if !w.single && w.chance(10) {
+			verb, kind = pair.TestFailover, moveTest
+		}
+		host := w.rng.IntN(2)
+		if !w.single && w.now < faultTime && w.chance(8) {
+			w.drain(host, !w.drained[host])
+			return
+		}
+		if p := w.hosts[host]; p != nil {
+			w.did(kind, host, "%v is told: %s", p, faultNames[kind])
+			p.do(func() { p.step(pair.Command{Verb: verb}) })
+		}
+	})
+	if w.now < faultTime+repairTime/2 {
+		w.after(within(w.plan.times['u'], 100*time.Millisecond, 2*time.Second), w.userMoves)
+	}
+}
+
+// drain is a user who wants no copy on a host, or wants them again.
+func (w *World) drain(host int, on bool) {
+	if w.drained[host] == on {
+		return
+	}
+	w.drained[host] = on
+	verb := pair.Undrain
+	if on {
+		verb = pair.Drain
+		w.did(moveDrain, host, "host      %c is drained", 'a'+host)
+	}
+	if p := w.hosts[host]; p != nil {
+		p.do(func() { p.step(pair.Command{Verb: verb}) })
+	}
 }
 
 // play lets events happen until a time or until something breaks.
@@ -163,8 +228,10 @@ func (w *World) at(t time.Duration, do func()) {
 func (w *World) after(d time.Duration, do func()) { w.at(w.now+d, do) }
 
 // between draws a duration.
-func (w *World) between(lo, hi time.Duration) time.Duration {
-	return lo + time.Duration(w.rng.Int64N(int64(hi-lo)+1))
+func (w *World) between(lo, hi time.Duration) time.Duration { return within(w.rng, lo, hi) }
+
+func within(r *rand.Rand, lo, hi time.Duration) time.Duration {
+	return lo + time.Duration(r.Int64N(int64(hi-lo)+1))
 }
 
 // chance is true in percent of 100 cases.

@@ -62,6 +62,12 @@ func (e *Engine) Live(ctx context.Context) error {
 		default:
 		}
 		e.commands()
+		if e.paused != nil {
+			if err := e.standStill(); err != nil {
+				return err
+			}
+			continue
+		}
 		now := time.Now() // once a round: to look at the clock is a good part of what an exit costs
 		if err := e.deliver(now); err != nil {
 			return err

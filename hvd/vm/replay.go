@@ -113,7 +113,8 @@ func (e *Engine) Replay(ctx context.Context, base event.Base, ack func(received,
 		return err
 	}
 	defer e.bell.close()
-	if err := e.m.SetLogged(true); err != nil {
+	// A former primary's anchors stay fresh for a time.
+	if err := errors.Join(e.m.SetFresh(0), e.m.SetLogged(true)); err != nil {
 		return err
 	}
 	unlocate, err := e.locate()

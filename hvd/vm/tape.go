@@ -48,6 +48,7 @@ type TapeSink interface {
 var (
 	ErrTaped   = errors.New("the VM is being recorded already")
 	ErrSeeding = errors.New("the VM's state is on its way to the other host; record it once it is protected")
+	ErrMoving  = errors.New("the VM moves to the other host; record it there")
 	ErrTooBusy = errors.New("the guest writes to its memory faster than the recording can be sent; try again when it is less busy")
 )
 
@@ -119,6 +120,8 @@ func (e *Engine) beginTape(t *tape) error {
 		return ErrTaped
 	case e.seeding:
 		return ErrSeeding
+	case e.paused != nil:
+		return ErrMoving
 	}
 	if e.primary == nil {
 		t.own = true

@@ -135,6 +135,7 @@ type Engine struct {
 	reads     reads
 	seeding   bool
 	blind     bool       // the log's reader can't find points
+	paused    *paused    // for a switchover, or nil
 	ended     chan error // the guest's own end, once it was let out
 
 	// Of a secondary.

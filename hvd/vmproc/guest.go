@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/ftlink/session"
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/event"
@@ -41,6 +42,8 @@ type guest struct {
 	running  bool          // that loop is Live
 	wasLive  bool
 	sealed   atomic.Bool
+	carrier  *session.Conn      // of the present seeding's log
+	replayed error              // why Replay ended; once ended is closed
 	seeding  context.CancelFunc // stops the transfer under way, or nil
 }
 
@@ -186,6 +189,7 @@ func (p *Process) follow(g *guest, base event.Base, ack func(received, verified 
 				ack(received, verified)
 			}
 		})
+		g.replayed = err
 		close(ended)
 		if err != nil && g.ctx.Err() == nil {
 			p.tellDiverged(g, err)

@@ -62,6 +62,7 @@ func (h *handler) Heartbeat(path session.Path, payload []byte) {
 	p.mu.Lock()
 	p.heard = time.Now()
 	p.mu.Unlock()
+	p.watchPause(m)
 	if len(p.inputs) > cap(p.inputs)/2 {
 		return // the loop waits for something, and needs room for what it posts itself
 	}
@@ -123,6 +124,13 @@ func (p *Process) frame(c *session.Conn, f wire.Frame) error {
 	case wire.TypeWant:
 		return p.giveBlocks(c, f.Payload)
 	}
+	if f.Type == wire.TypePacket {
+		p.packet(f.Payload)
+		return nil
+	}
+	if in == nil && f.Type == wire.TypeLog {
+		return p.keepEarly(c, f)
+	}
 	if in == nil {
 		return nil // of a transfer that was given up here
 	}
@@ -153,6 +161,9 @@ func (p *Process) acknowledged(received, verified uint64) error {
 		return err
 	}
 	p.report(received, verified)
+	if p.moving.hurry.Load() {
+		p.post(pair.Progress{Received: received, Verified: verified})
+	}
 	return nil
 }
 

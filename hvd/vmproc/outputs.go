@@ -50,6 +50,16 @@ func (p *Process) do(ctx context.Context, o pair.Output) {
 		if g := p.guest; g != nil {
 			g.seal()
 		}
+	case pair.Register:
+		go p.register(ctx, o.Op)
+	case pair.Pause:
+		p.pauseGuest(ctx, o.Op)
+	case pair.Resume:
+		p.resumeGuest(ctx)
+	case pair.Yield:
+		p.yield(ctx, o.Seed)
+	case pair.TakeOver:
+		p.takeOver()
 	case pair.Reissue:
 		p.reissue()
 	case pair.GoLive:
@@ -148,7 +158,7 @@ func (p *Process) reissue() {
 // goLive lets the former secondary run by itself.
 func (p *Process) goLive(ctx context.Context) {
 	g := p.guest
-	if g == nil {
+	if g == nil || g.replayed != nil {
 		return
 	}
 	p.openNetwork(g)
@@ -183,6 +193,7 @@ func (p *Process) halt() {
 	if p.booting != nil {
 		p.booting() // what it makes is destroyed as it arrives
 	}
+	p.expectLog(false)
 	g := p.guest
 	if g == nil {
 		return
@@ -244,7 +255,7 @@ func (p *Process) time(before, after pair.Role, cause string) {
 		p.failover.LiveMS = since()
 		done := p.failover
 		p.failed, p.timing = &done, false
-	case after == pair.Secondary || after == pair.Standby:
+	case after == pair.Secondary || after == pair.Standby || after == pair.Primary:
 		p.timing = false
 	}
 }

@@ -105,6 +105,7 @@ type Process struct {
 	link    *session.Link
 	pulse   *pulse
 	laggard laggard // the loop's
+	moving  moving
 	inputs  chan pair.Input
 	later   chan func(context.Context) // run by the loop
 	begun   time.Time
@@ -223,6 +224,7 @@ func (p *Process) close() {
 	if p.guest != nil {
 		p.guest.destroy()
 	}
+	p.endTrail(nil)
 	p.takeKept(0)
 	if p.session != nil {
 		p.session.Close()
@@ -374,6 +376,10 @@ func (p *Process) loop(ctx context.Context) error {
 	}
 	p.pulse.turn(time.Now())
 	p.step(ctx, pair.Tick{Now: time.Since(p.begun)})
+	// Now that the daemon can tell this process, the file says no less than it would.
+	if _, err := os.Stat(hostcfg.DrainedPath(p.opt.HostConfig)); err == nil {
+		p.step(ctx, pair.Command{Verb: pair.Drain})
+	}
 	for !p.ending {
 		p.pulse.turn(time.Now())
 		select {
@@ -416,6 +422,7 @@ func (p *Process) step(ctx context.Context, in pair.Input) {
 	for _, o := range out {
 		p.do(ctx, o)
 	}
+	p.settle(after, out)
 }
 
 // post queues an input from another goroutine.

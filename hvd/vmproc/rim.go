@@ -35,6 +35,8 @@ type rim struct {
 	g      *guest
 	engine *vm.Engine
 	disks  sync.WaitGroup
+	under  atomic.Int64                      // disk requests under way
+	after  atomic.Pointer[func(event.Entry)] // takes packets instead of the engine once the VM has left
 
 	console *console.Server
 
@@ -65,6 +67,7 @@ func (r *rim) Effect(x board.Effect) {
 	switch x.Kind {
 	case board.DiskRequest:
 		r.disks.Add(1)
+		r.under.Add(1)
 		go r.disk(x)
 	case board.Frame:
 		r.send(x.Data)
@@ -83,6 +86,10 @@ func (r *rim) server() *mux.Server {
 	return r.mux
 }
 
+// idle says that no disk request is under way; the completion of each has been
+// handed in.
+func (r *rim) idle() bool { return r.under.Load() == 0 }
+
 // send puts a frame on the network.
 func (r *rim) send(frame []byte) {
 	r.mu.Lock()
@@ -99,6 +106,7 @@ func (r *rim) send(frame []byte) {
 // fenced leaves it to the protocol to say what becomes of it.
 func (r *rim) disk(x board.Effect) {
 	defer r.disks.Done()
+	defer r.under.Add(-1) // behind the completion
 	done := event.Entry{Kind: event.DiskDone, Disk: x.Disk, ID: x.Request.ID}
 	for said := false; ; said = true {
 		data, err := r.transfer(x)
@@ -150,6 +158,7 @@ func (r *rim) transfer(x board.Effect) ([]byte, error) {
 // openNetwork connects a guest that goes live to the host's bridge and opens
 // its vsock and its console. Without a network it runs all the same; the line says so.
 func (p *Process) openNetwork(g *guest) {
+	p.endTrail(nil) // it is the same device
 	t, err := tap.Open(fmt.Sprintf("duet%d", p.def.Slot), bridge)
 	if err != nil {
 		p.note("the VM has no network: " + err.Error())
@@ -177,8 +186,13 @@ func (r *rim) receive(t *tap.Tap) {
 		if err != nil {
 			return
 		}
+		in := event.Entry{Kind: event.Frame, Data: append([]byte(nil), buf[:n]...)}
+		if after := r.after.Load(); after != nil {
+			(*after)(in)
+			continue
+		}
 		r.framesIn.Add(1)
-		r.engine.Input(event.Entry{Kind: event.Frame, Data: append([]byte(nil), buf[:n]...)})
+		r.engine.Input(in)
 	}
 }
 

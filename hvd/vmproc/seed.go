@@ -17,6 +17,7 @@ import (
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/vm"
 )
@@ -38,6 +39,7 @@ type seedState struct {
 	Base     event.Base        `json:"base"`
 	Snapshot *machine.Snapshot `json:"snapshot"`
 	Accessed boot.Accessed     `json:"accessed"` // for people; the patched kernel is in memory
+	Points   bool              `json:"points"`   // the sender could follow a log with points, were it the secondary
 }
 
 const (
@@ -51,6 +53,7 @@ const (
 type sender struct {
 	conn     *session.Conn
 	accessed boot.Accessed
+	points   bool // this host finds points
 
 	mu      sync.Mutex
 	through bool // the state is sent
@@ -76,7 +79,7 @@ func (s *sender) Pages(pages []int, page func(int) []byte) error {
 
 // Snapshot sends the rest and lets the log go; vm.Sink.
 func (s *sender) Snapshot(m *machine.Snapshot, base event.Base) error {
-	b, err := json.Marshal(seedState{base, m, s.accessed})
+	b, err := json.Marshal(seedState{base, m, s.accessed, s.points})
 	if err != nil {
 		return err
 	}
@@ -129,6 +132,7 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 		return
 	}
 	g.stopSeed()
+	g.carrier = conn
 	ctx, g.seeding = context.WithCancel(ctx)
 	go func() {
 		before := p.link.Stats().BytesOut
@@ -177,7 +181,7 @@ func (p *Process) sendSeed(ctx context.Context, conn *session.Conn, g *guest, se
 	if err := g.engine.Blind(ctx, blind); err != nil {
 		return vm.SeedStats{}, err
 	}
-	s := &sender{conn: conn, accessed: g.accessed}
+	s := &sender{conn: conn, accessed: g.accessed, points: p.by.Method != locate.None}
 	return g.engine.Seed(ctx, s, h.known, s.log)
 }
 
@@ -313,12 +317,10 @@ func (p *Process) finishSeed(c *session.Conn, in *incoming) error {
 		in.given = true
 		p.mu.Lock()
 		p.guest, p.trouble = g, ""
+		p.blind = !s.Points // for when this copy leads
 		p.mu.Unlock()
-		p.follow(g, s.Base, func(received, verified uint64) {
-			in.verified.Store(verified)
-			in.receivedUpTo(received)
-			_ = in.ack(p, c) // a stream that broke shows as Down
-		})
+		g.carrier = c
+		p.followLog(in, s.Base, c)
 		p.step(ctx, pair.Seeded{Seed: in.seed})
 	}
 	return nil
@@ -328,6 +330,16 @@ func (p *Process) finishSeed(c *session.Conn, in *incoming) error {
 func (in *incoming) receivedUpTo(lsn uint64) {
 	for was := in.received.Load(); was < lsn && !in.received.CompareAndSwap(was, lsn); was = in.received.Load() {
 	}
+}
+
+// followLog has the copy that arrived follow the log behind base, and acknowledge
+// it on c.
+func (p *Process) followLog(in *incoming, base event.Base, c *session.Conn) {
+	p.follow(in.g, base, func(received, verified uint64) {
+		in.verified.Store(verified)
+		in.receivedUpTo(received)
+		_ = in.ack(p, c) // a stream that broke shows as Down
+	})
 }
 
 // ack tells the primary how far this copy is.

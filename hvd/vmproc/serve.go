@@ -38,13 +38,15 @@ func (p *Process) serve(ctx context.Context) (*http.Server, error) {
 	mux.HandleFunc("GET /v1/vm/events", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.history()) })
 	mux.HandleFunc("GET /v1/vm/console", p.serveConsole)
 	mux.HandleFunc("GET /v1/vm/recording", p.serveRecording)
-	for name, verb := range map[string]pair.Verb{"start": pair.Start, "stop": pair.Stop, "force-start": pair.ForceStart} {
+	for name, verb := range map[string]pair.Verb{"start": pair.Start, "stop": pair.Stop, "force-start": pair.ForceStart, "drain": pair.Drain, "undrain": pair.Undrain} {
 		mux.HandleFunc("POST /v1/vm/"+name, func(w http.ResponseWriter, _ *http.Request) {
 			p.command(verb)
 			answer(w, p.status())
 		})
 	}
 	mux.HandleFunc("POST /v1/vm/shutdown", p.serveShutdown)
+	mux.HandleFunc("POST /v1/vm/switchover", p.serveMove(pair.Switchover))
+	mux.HandleFunc("POST /v1/vm/test-failover", p.serveMove(pair.TestFailover))
 	s := &http.Server{
 		Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10,
 		BaseContext: func(net.Listener) context.Context { return ctx },

@@ -48,6 +48,9 @@ func TestPair(t *testing.T) {
 		do   func(*testing.T)
 	}{
 		{"recorded", p.record},
+		{"switched over", p.switchOver},
+		{"host drained", p.drain},
+		{"failover tested", p.testFailover},
 		{"cable pulled in lockstep", p.pullInLockstep},
 		{"cable pulled while seeding", p.pullWhileSeeding},
 		{"console", p.logIn},

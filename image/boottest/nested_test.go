@@ -44,6 +44,7 @@ func TestInHost(t *testing.T) {
 		{pkg: "hvd/playback", run: "Test[GC]"},
 		{pkg: "hvd/vm", run: "Test(Points|Blind)"},
 		{pkg: "hvd/vm", run: "TestTape", guest: true},
+		{pkg: "hvd/vm", run: "TestSwitchover", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplay$", guest: true},
 		{pkg: "hvd/vm", run: "TestRecordReplayOfChangingSets", guest: true},
 		{pkg: "hvd/vm", run: "TestFlips", tags: "faultinject"},

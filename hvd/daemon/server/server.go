@@ -55,6 +55,8 @@ const (
 // Backend is what the resources are about. Errors are *api.Error where the status matters; others become 500.
 type Backend interface {
 	Host(ctx context.Context) api.Host
+	// Drain has all VMs leave the host and keeps them off, or ends that.
+	Drain(ctx context.Context, on bool) (api.Host, error)
 	VMs(ctx context.Context) ([]api.VM, error)
 	VM(ctx context.Context, name string) (api.VM, error)
 	Create(ctx context.Context, definition []byte) (api.VM, error)
@@ -70,7 +72,7 @@ type Backend interface {
 }
 
 // Actions are what a VM can be told by POST.
-var Actions = []string{"start", "stop", "shutdown", "force-start"}
+var Actions = []string{"start", "stop", "shutdown", "force-start", "switchover", "test-failover"}
 
 // Config is how to serve.
 type Config struct {
@@ -129,6 +131,8 @@ func Handler(cfg Config) http.Handler {
 	h := &handler{cfg.Backend, cfg.Log}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/host", h.host)
+	mux.HandleFunc("POST /v1/host/drain", h.drain(true))
+	mux.HandleFunc("POST /v1/host/undrain", h.drain(false))
 	mux.HandleFunc("GET /v1/vms", h.vms)
 	mux.HandleFunc("POST /v1/vms", h.create)
 	mux.HandleFunc("GET /v1/vms/{name}", h.vm)
@@ -169,6 +173,15 @@ func (h *handler) host(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readLimit)
 	defer cancel()
 	answer(w, h.b.Host(ctx), nil)
+}
+
+func (h *handler) drain(on bool) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), changeLimit)
+		defer cancel()
+		host, err := h.b.Drain(ctx, on)
+		answer(w, host, err)
+	}
 }
 
 func (h *handler) vms(w http.ResponseWriter, r *http.Request) {

@@ -38,6 +38,14 @@ func (f *fake) note(format string, args ...any) {
 
 func (f *fake) Host(context.Context) api.Host { return api.Host{Name: "a"} }
 
+func (f *fake) Drain(_ context.Context, on bool) (api.Host, error) {
+	f.note("drain %t", on)
+	if !on {
+		return api.Host{}, api.Errorf(http.StatusInternalServerError, "the file stays")
+	}
+	return api.Host{Name: "a", Drained: true}, nil
+}
+
 func (f *fake) VMs(context.Context) ([]api.VM, error) { return []api.VM{{Name: "db"}}, nil }
 
 func (f *fake) VM(_ context.Context, name string) (api.VM, error) {
@@ -230,7 +238,7 @@ func TestBadRequests(t *testing.T) {
 	}{
 		{"GET", "/", "", 404, "there is no GET /"},
 		{"PUT", "/v1/host", "", 404, "there is no PUT /v1/host"},
-		{"POST", "/v1/vms/db/explode", "", 404, `a VM can be told to start, stop, shutdown, force-start, and not to "explode"`},
+		{"POST", "/v1/vms/db/explode", "", 404, `a VM can be told to start, stop, shutdown, force-start, switchover, test-failover, and not to "explode"`},
 		{"GET", "/v1/vms/db/vsock/x", "", 400, `vsock port "x": expected 0 to 4294967295`},
 		{"GET", "/v1/vms/db/vsock/4294967296", "", 400, `vsock port "4294967296": expected 0 to 4294967295`},
 		{"GET", "/v1/vms/db/vsock/1", "", 426, "this is a stream: ask with Connection: Upgrade and Upgrade: vsock"},
