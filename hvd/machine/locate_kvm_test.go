@@ -114,6 +114,9 @@ func seekOnce(t *testing.T, m *Machine, rng *rand.Rand, section uint64) {
 	}
 	memory := bytes.Clone(m.Memory.Bytes())
 	back := func() {
+		if err := m.Leave(); err != nil {
+			t.Fatal(err)
+		}
 		copy(m.Memory.Bytes(), memory)
 		if err := m.Restore(start); err != nil {
 			t.Fatal(err)

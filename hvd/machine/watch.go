@@ -129,19 +129,20 @@ func (m *Machine) Bookmark() (*Snapshot, error) {
 
 // Leave ends the logged execution here: what was written can be taken, and the
 // machine brought back to a bookmark.
-func (m *Machine) Leave() { m.logged = false }
-
-// Return brings the machine back to a bookmark; its memory is in place.
-func (m *Machine) Return(s *Snapshot) error {
-	// An access that is still to be finished would write to the state that is set;
-	// a string instruction's goes on item by item.
+func (m *Machine) Leave() error {
+	m.logged = false
+	// An access that is still to be finished would write to the state and the memory
+	// that are put in place next; a string instruction's goes on item by item.
 	err := m.cpu.Settle()
 	for n := 0; err != nil && n < mem.PageSize; n++ {
 		err = m.cpu.Settle()
 	}
-	if err != nil {
-		return err
-	}
+	return err
+}
+
+// Return brings the machine, which Leave has ended, back to a bookmark; its memory
+// is in place.
+func (m *Machine) Return(s *Snapshot) error {
 	if err := m.Restore(s); err != nil {
 		return err
 	}

@@ -142,7 +142,9 @@ func (h *history) before(position uint64) int {
 // back returns to a checkpoint.
 func (p *Player) back(to int) error {
 	h, m := p.history, p.Machine
-	m.Leave()
+	if err := m.Leave(); err != nil {
+		return err
+	}
 	set := make([]uint64, (m.Memory.Pages()+63)/64)
 	if err := m.TakeWatched(set); err != nil {
 		return err
