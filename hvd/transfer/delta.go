@@ -25,7 +25,7 @@
 // two of them. What differs in those is little.
 //
 // A resync is made while the guest stands still, and its secondary has to keep up:
-// S2 takes a third of what zstd's fastest level takes to pack, and to unpack, for a
+// S2 takes a small part of the instructions of zstd's fastest level, to pack and to unpack, for a
 // quarter more bytes.
 package transfer
 
