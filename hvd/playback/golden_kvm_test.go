@@ -5,6 +5,7 @@ import (
 	"context"
 	"embed"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -48,7 +49,10 @@ var tiny = []byte{
 	0x03, 0x00, 0xff, 0xc9, 0x75, 0xfc, 0x66, 0xba, 0x80, 0x00, 0xee, 0xeb, 0xc9,
 }
 
-const tinyRounds = 40
+const (
+	tinyRounds = 40
+	nop, sti   = 0x90, 0xfb
+)
 
 func tinyConfig() machine.Config {
 	return machine.Config{
@@ -59,8 +63,9 @@ func tinyConfig() machine.Config {
 }
 
 // newTiny makes a machine that stands at the tiny guest's first instruction, in
-// 64-bit mode with its memory mapped one to one.
-func newTiny(t *testing.T, sys *kvm.System) *machine.Machine {
+// 64-bit mode with its memory mapped one to one; with points, the guest has
+// interrupts on and counts down from 1,500 only, for each is a single step.
+func newTiny(t *testing.T, sys *kvm.System, points bool) *machine.Machine {
 	t.Helper()
 	m, err := machine.New(sys, tinyConfig())
 	if err != nil {
@@ -80,10 +85,15 @@ func newTiny(t *testing.T, sys *kvm.System) *machine.Machine {
 			t.Fatal(err)
 		}
 	}
-	if err := m.Memory.Write(text, tiny); err != nil {
+	code := append([]byte{nop}, tiny...)
+	if points {
+		code[0] = sti
+		binary.LittleEndian.PutUint32(code[1+tinyRounds:], 1500)
+	}
+	if err := m.Memory.Write(text-1, code); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Boot(&boot.Entry{RIP: text, RSP: 0x8000, CR3: pml4, GDTBase: gdt, GDTLimit: 31}); err != nil {
+	if err := m.Boot(&boot.Entry{RIP: text - 1, RSP: 0x8000, CR3: pml4, GDTBase: gdt, GDTLimit: 31}); err != nil {
 		t.Fatal(err)
 	}
 	return m
@@ -136,13 +146,10 @@ func (nowhere) Effect(board.Effect) {}
 // with points, some dozen, points between two exits among them.
 func recordTiny(t *testing.T, sys *kvm.System, points bool) []byte {
 	t.Helper()
-	m := newTiny(t, sys)
+	m := newTiny(t, sys, points)
 	cfg := vm.Config{Window: 2 * time.Millisecond, StopAfter: 4 * time.Millisecond, KickAfter: 10 * time.Millisecond}
 	exits := uint64(300)
 	if points {
-		if err := m.Memory.PutUint32(0x100000+tinyRounds, 1500); err != nil { // each is a single step
-			t.Fatal(err)
-		}
 		cfg.Locator.Method, exits = locate.ByStep, 40
 	}
 	e := vm.New(m, nowhere{}, cfg)
