@@ -56,57 +56,46 @@ func placeOf(t *testing.T, m *Machine) string {
 		t.Fatal(err)
 	}
 	s.Regs.RFLAGS &^= 0x10100
-	return fmt.Sprintf("RIP %#x, traps %d, reads %d, CPU %x, memory %x", s.Regs.RIP, m.cpu.Counters().Traps,
+	return fmt.Sprintf("exit %d, %x, RIP %#x, traps %d, reads %d, CPU %x, memory %x", m.pos, m.hash, s.Regs.RIP, m.cpu.Counters().Traps,
 		m.cpu.Counters().Reads, xxh3.Hash(s.Append(nil)), xxh3.Hash(m.Memory.Bytes()))
 }
 
-// TestLocate stops the torture guest at random instructions of its sections
-// without faults, and finds each of them again from the last exit: by the count
-// of its branches, with an overflow that comes late, and a breakpoint.
+// TestLocate stops the torture guest at random instructions behind its exits, and
+// finds each of them again from the last exit: by the count of its branches, with
+// an overflow that comes late, and a breakpoint.
 func TestLocate(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	m := newTortured(t)
 	rng := rand.New(rand.NewPCG(1, 2))
-	var step Step
-	m.Trace = func(s Step) { step = s }
-	tried := map[uint64]int{} // by section
+	found, exits := 0, 0
 	for m.Ended() == 0 {
 		for m.Waiting() {
 			if err := m.Apply(event.Entry{Kind: event.Deadline}); err != nil {
 				t.Fatal(err)
 			}
 		}
+		for range 2 {
+			if exits%7 == 0 && seekOnce(t, m, rng) {
+				found++
+			}
+		}
 		if _, err := m.Run(lockstep.Free); err != nil {
 			t.Fatal(err)
 		}
 		m.TakeEffects()
-		// An exit at port 80h tells the section, once in a while.
-		section := step.Data
-		if step.Reason != kvm.ExitIO || step.Addr != 0x80 || tried[section] == 3 {
-			continue
-		}
-		switch section {
-		case 1, 7, 8, 11, 12:
-			tried[section]++
-			for range 6 {
-				seekOnce(t, m, rng, section)
-			}
-		}
-		if t.Failed() {
+		if exits++; t.Failed() {
 			return
 		}
 	}
-	for _, section := range []uint64{1, 7, 8, 11, 12} {
-		if tried[section] == 0 {
-			t.Errorf("section %d never came", section)
-		}
+	if t.Logf("%d points behind %d exits", found, exits); found < 20 {
+		t.Error("few points were found")
 	}
 }
 
 // seekOnce goes somewhere from the exit where m is, comes back, and finds the
-// place again.
-func seekOnce(t *testing.T, m *Machine, rng *rand.Rand, section uint64) {
+// place again; false if the guest made an exit first.
+func seekOnce(t *testing.T, m *Machine, rng *rand.Rand) bool {
 	t.Helper()
 	start, err := m.Snapshot()
 	if err != nil {
@@ -123,38 +112,35 @@ func seekOnce(t *testing.T, m *Machine, rng *rand.Rand, section uint64) {
 		}
 	}
 	defer back()
-	primary := locate.NewStepper(m.cpu, m.Memory)
-	n := rng.IntN(700)
-	for range n {
-		why, err := primary.Step()
+	locateBy := func(skid uint64) {
+		err := m.Locate(locate.Locator{
+			Method: locate.ByStep, Event: locate.Event{Skid: skid}, Late: func() uint64 { return rng.Uint64N(skid + 1) },
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if why == locate.Exited {
-			return
+	}
+	locateBy(0)
+	for range 1 + rng.IntN(40) {
+		if d, _, err := m.Step(lockstep.Free); err != nil || d == Exited {
+			return false // the guest's end is an error
 		}
 	}
-	point, ok, _, err := locate.Settle(primary, 10_000)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !ok {
-		return // an exit came first
+	exit, err := m.PointHere(10_000)
+	if err != nil || exit.Kind != lockstep.Pointed {
+		return false
 	}
 	want := placeOf(t, m)
 	for _, skid := range []uint64{0, 5, 10_000} {
 		back()
-		secondary := locate.NewStepper(m.cpu, m.Memory)
-		secondary.Late = func() uint64 { return rng.Uint64N(skid + 1) }
-		s := &locate.Seeker{Want: point, Skid: skid}
-		if err := locate.Seek(secondary, s); err != nil {
-			t.Errorf("section %d, %d steps, skid %d: %v", section, n, skid, err)
-			return
+		locateBy(skid)
+		if err := m.Apply(*exit.Point); err != nil {
+			t.Errorf("%+v, skid %d: %v", *exit.Point, skid, err)
+			return true
 		}
 		if got := placeOf(t, m); got != want {
-			t.Errorf("section %d, %d steps, skid %d: found another place\n got %s\nwant %s", section, n, skid, got, want)
+			t.Errorf("%+v, skid %d: found another place\n got %s\nwant %s", *exit.Point, skid, got, want)
 		}
-		t.Logf("section %d: %d steps, %d branches, RIP %#x, skid %d: %d breakpoints, %d steps",
-			section, n, point.Count, point.RIP, skid, s.Breaks, s.Steps)
 	}
+	return true
 }

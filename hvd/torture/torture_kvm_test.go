@@ -130,6 +130,7 @@ type outcome struct {
 	resyncs  int
 	points   int
 	attacks  int
+	walked   uint64 // instructions
 	logged   int // bytes, of several
 }
 
@@ -188,7 +189,7 @@ func (h *host) record(t testing.TB, plan *Plan) (*outcome, error) {
 	}
 	r.p.Mark()
 	if plan != nil {
-		r.out.attacks = r.attacks
+		r.out.attacks, r.out.walked = r.attacks, r.walk.at
 	}
 	_, r.out.log = r.p.Log.Take()
 	return &r.out, r.out.finish(m)
@@ -455,6 +456,7 @@ func (h *host) attack(t *testing.T, set []Plan) {
 	digests := map[string]bool{}
 	bad := 0
 	for _, plan := range set {
+		started := time.Now()
 		want, err := h.record(t, &plan)
 		if err != nil {
 			t.Errorf("%v: %v", plan, err)
@@ -465,8 +467,13 @@ func (h *host) attack(t *testing.T, set []Plan) {
 		}
 		sum.add(want)
 		digests[want.console] = true
+		recorded := time.Now()
 		got, err := h.replay(t, want)
 		failed := t.Failed()
+		if *full && plan.Place >= Points {
+			t.Logf("%v: %d instructions, %d attacks, recorded in %.1f s, replayed in %.1f", plan, want.walked, want.attacks,
+				recorded.Sub(started).Seconds(), time.Since(recorded).Seconds())
+		}
 		if plan.Action == Resync {
 			h.same(t, want)
 		}
@@ -478,13 +485,14 @@ func (h *host) attack(t *testing.T, set []Plan) {
 			}
 		}
 	}
-	t.Logf("%d runs, %d exits, %d attacks, %d points, %d resyncs, log %d bytes, %d digests, %.1f s",
-		len(set), sum.position, sum.attacks, sum.points, sum.resyncs, sum.logged, len(digests), time.Since(begun).Seconds())
+	t.Logf("%d runs, %d exits, %d instructions walked, %d attacks, %d points, %d resyncs, log %d bytes, %d digests, %.1f s",
+		len(set), sum.position, sum.walked, sum.attacks, sum.points, sum.resyncs, sum.logged, len(digests), time.Since(begun).Seconds())
 }
 
 func (o *outcome) add(x *outcome) {
 	o.position += x.position
 	o.attacks += x.attacks
+	o.walked += x.walked
 	o.points += x.points
 	o.resyncs += x.resyncs
 	o.logged += len(x.log)

@@ -16,6 +16,7 @@ import (
 	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
+	"github.com/duet-ft/duet/hvd/trapset"
 )
 
 // loop computes with its flags, branches and stores, 700 rounds to an exit, and at
@@ -52,11 +53,11 @@ const (
 )
 
 // newLoop makes a machine that stands at loop's first instruction, in 64-bit mode
-// with its memory mapped one to one.
-func newLoop(t *testing.T, sys *kvm.System) *machine.Machine {
+// with its memory mapped one to one, and counts these traps.
+func newLoop(t *testing.T, sys *kvm.System, traps uint64) *machine.Machine {
 	t.Helper()
 	m, err := machine.New(sys, machine.Config{
-		MemoryBytes: 4 << 20, Board: board.Config{Wall: time.Unix(0, 0).UTC(), NoNet: true, NoVsock: true}, Traps: kvm.FlagCR3 | kvm.FlagPF,
+		MemoryBytes: 4 << 20, Board: board.Config{Wall: time.Unix(0, 0).UTC(), NoNet: true, NoVsock: true}, Traps: traps,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -94,9 +95,9 @@ func byStep(skid uint64) locate.Locator {
 }
 
 // typed records loop while keys are typed, until so many are through.
-func typed(t *testing.T, sys *kvm.System, cfg Config, keys uint64, blind bool) (log []byte, base event.Base, want final, e *Engine) {
+func typed(t *testing.T, sys *kvm.System, cfg Config, traps, keys uint64, blind bool) (log []byte, base event.Base, want final, e *Engine) {
 	t.Helper()
-	m := newLoop(t, sys)
+	m := newLoop(t, sys, traps)
 	defer m.Close()
 	e = New(m, discard{}, cfg)
 	e.blind = blind
@@ -137,9 +138,9 @@ func typed(t *testing.T, sys *kvm.System, cfg Config, keys uint64, blind bool) (
 }
 
 // retyped replays such a log.
-func retyped(t *testing.T, sys *kvm.System, cfg Config, log []byte, base event.Base, want final) error {
+func retyped(t *testing.T, sys *kvm.System, cfg Config, traps uint64, log []byte, base event.Base, want final) error {
 	t.Helper()
-	m := newLoop(t, sys)
+	m := newLoop(t, sys, traps)
 	defer m.Close()
 	if err := m.Track(); err != nil {
 		t.Fatal(err)
@@ -168,7 +169,7 @@ func TestPoints(t *testing.T) {
 	sys := duetKVM(t)
 	cfg := tcgConfig()
 	cfg.Locator, cfg.StopAfter = byStep(0), 100*time.Millisecond // some hundred steps
-	log, base, want, e := typed(t, sys, cfg, 12, false)
+	log, base, want, e := typed(t, sys, cfg, 0, 12, false)
 	s := &e.Stats
 	t.Logf("%d exits, %d inputs: %d at exits, %d at points, %d by resync; %d points, %d resyncs, log %d bytes",
 		s.Exits.Load(), s.Inputs.Load(), s.AtExit.Load(), s.AtPoint.Load(), s.AtResync.Load(), s.Points.Load(), s.Resyncs.Load(), len(log))
@@ -177,13 +178,13 @@ func TestPoints(t *testing.T) {
 	}
 	for _, skid := range []uint64{0, 5, 50, 10_000} {
 		cfg.Locator = byStep(skid)
-		if err := retyped(t, sys, cfg, log, base, want); err != nil {
+		if err := retyped(t, sys, cfg, 0, log, base, want); err != nil {
 			t.Errorf("skid %d: %v", skid, err)
 		}
 	}
 	// A secondary that can't says so.
 	cfg.Locator = locate.Locator{}
-	if err := retyped(t, sys, cfg, log, base, want); err == nil {
+	if err := retyped(t, sys, cfg, 0, log, base, want); err == nil {
 		t.Error("a machine that can't count branches followed a log with points")
 	}
 }
@@ -194,9 +195,9 @@ func TestPointsMissed(t *testing.T) {
 	sys := duetKVM(t)
 	cfg := tcgConfig()
 	cfg.Locator = byStep(0)
-	log, base, want, _ := typed(t, sys, cfg, 3, false)
+	log, base, want, _ := typed(t, sys, cfg, 0, 3, false)
 	cfg.Locator.Late = func() uint64 { return 5000 }
-	err := retyped(t, sys, cfg, log, base, want)
+	err := retyped(t, sys, cfg, 0, log, base, want)
 	if !errors.Is(err, lockstep.ErrDiverged) {
 		t.Errorf("%v, want a divergence", err)
 	}
@@ -208,12 +209,12 @@ func TestBlind(t *testing.T) {
 	sys := duetKVM(t)
 	cfg := tcgConfig()
 	cfg.Locator = byStep(0)
-	log, base, want, e := typed(t, sys, cfg, 3, true)
+	log, base, want, e := typed(t, sys, cfg, trapset.Initial, 3, true)
 	if e.Stats.Points.Load() != 0 {
 		t.Errorf("%d points in a log whose reader finds none", e.Stats.Points.Load())
 	}
 	cfg.Locator = locate.Locator{}
-	if err := retyped(t, sys, cfg, log, base, want); err != nil {
+	if err := retyped(t, sys, cfg, trapset.Initial, log, base, want); err != nil {
 		t.Error(err)
 	}
 }
