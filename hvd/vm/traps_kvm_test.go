@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -171,10 +172,18 @@ func login(ctx context.Context, e *Engine, rim *testRim) (func(command string) e
 	n := 0
 	return func(command string) error {
 		n++
-		from, end := rim.printed(), fmt.Sprintf("end-%d-ok", n)
+		from, done, failed := rim.printed(), fmt.Sprintf("end-%d-ok", n), fmt.Sprintf("end-%d-bad", n)
 		// The quotes keep an echo of the command from looking like its end.
-		say(fmt.Sprintf("( %s ) >/dev/null 2>&1 && echo end-%d-''ok", command, n))
-		return rim.expect(ctx, from, end)
+		say(fmt.Sprintf("( %s ) >/dev/null 2>/tmp/said && echo end-%d-''ok || { tail -n 3 /tmp/said; echo end-%d-''bad; }", command, n, n))
+		if err := rim.expect(ctx, from, done, failed); err != nil {
+			return err
+		}
+		rim.mu.Lock()
+		defer rim.mu.Unlock()
+		if said := string(rim.console[from:]); strings.Contains(said, failed) {
+			return fmt.Errorf("%s failed: %s", command, said)
+		}
+		return nil
 	}, nil
 }
 
@@ -184,15 +193,15 @@ func (r *testRim) printed() int {
 	return len(r.console)
 }
 
-// expect waits until the console has said something behind a place.
-func (r *testRim) expect(ctx context.Context, from int, what string) error {
+// expect waits until the console has said one of some things behind a place.
+func (r *testRim) expect(ctx context.Context, from int, what ...string) error {
 	look := time.NewTicker(10 * time.Millisecond)
 	defer look.Stop()
 	for {
 		r.mu.Lock()
-		found := strings.Contains(string(r.console[from:]), what)
+		said := string(r.console[from:])
 		r.mu.Unlock()
-		if found {
+		if slices.ContainsFunc(what, func(s string) bool { return strings.Contains(said, s) }) {
 			return nil
 		}
 		select {
