@@ -131,7 +131,7 @@ type outcome struct {
 	points   int
 	attacks  int
 	walked   uint64 // instructions
-	logged   int // bytes, of several
+	logged   int    // bytes, of several
 }
 
 // trace notes an exit. RF depends on exits of the host.

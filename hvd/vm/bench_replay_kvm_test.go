@@ -46,6 +46,11 @@ func recordBoot(b *testing.B, sys *kvm.System, log *bytes.Buffer) (event.Base, s
 	rim := newTestRim(b)
 	e := New(m, rim, benchConfig())
 	rim.engine = e
+	// As behind a seeding, and as Track does it for the replica: what the kernel does
+	// to hand out memory is no part of a recording.
+	if err := m.Memory.Populate(); err != nil {
+		b.Fatal(err)
+	}
 	base := m.Base()
 	startLog(b, e, m, log)
 	rim.openNetwork(b)
