@@ -15,7 +15,7 @@ help:
 	@echo 'make demo [SEED=n] [KEEP=1]   a pair in QEMU whose hosts are killed under load'
 	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n [VARY=n KEEP=steps] plays one, with a trace'
 	@echo 'make soak [RUNS=n] [SEED=s]   record and replay unmodified guests at work until something differs'
-	@echo 'make torture          inputs at every exit, trap and instruction of a small guest, replayed (an hour)'
+	@echo 'make torture          inputs at every exit, trap and instruction of a small guest, replayed (hours)'
 	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions;'
 	@echo '                      PROFILE=file writes where hvd spends them while it records'
 	@echo 'make image [OUT=FILE] the disk image of a host'
