@@ -94,7 +94,13 @@ func (m *Machine) runBySteps(stop uint64) (lockstep.Exit, error) {
 // PointHere makes a point of where the guest was stopped, or up to limit
 // instructions further on. Where there is none, the exit is Async, and the guest
 // may stand elsewhere in the same run; where an exit comes first, it is that one.
+//
+// In a guest that single-steps itself there are none: to step it shows in what its
+// own trap handler sees.
 func (m *Machine) PointHere(limit int) (lockstep.Exit, error) {
+	if m.cpu.Regs().RFLAGS&flagTF != 0 {
+		return lockstep.Exit{Kind: lockstep.Async}, nil
+	}
 	s := stepping{m: m}
 	t, err := m.target(&s)
 	if err != nil {

@@ -43,11 +43,16 @@ var (
 // Plan says where a run of the guest is attacked, and how. The attacks are at
 // First, and with Every more than 0 at First+Every, First+2*Every and so on.
 // Instructions are counted only behind each exit in so many; 0 is each one.
+//
+// Behind one exit there are at most Most attacks between instructions. Interrupts
+// end without an exit, so a guest that is interrupted again and again on its way
+// out of the handler wouldn't get on.
 type Plan struct {
 	Place        Place
 	Action       Action
 	First, Every uint64
 	Exits        uint64
+	Most         int
 }
 
 func (p Plan) String() string {

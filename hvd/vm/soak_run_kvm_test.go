@@ -100,16 +100,17 @@ func (s *soak) work(ctx context.Context, workload string, plan soakPlan) error {
 	if plan.sleeper != "" {
 		command = plan.sleeper + command + "; S=$?; kill $!; ( exit $S )"
 	}
-	if err := s.rim.say(ctx, command+"; echo soak-''ended $?"); err != nil {
+	if err := s.rim.say(ctx, command+"; echo soak-''ended $? soak-''over"); err != nil {
 		return err
 	}
-	if err := s.rim.expect(ctx, 0, "soak-ended "); err != nil {
+	if err := s.rim.expect(ctx, 0, "soak-over"); err != nil {
 		return err
 	}
-	if err := s.rim.expect(ctx, 0, "soak-ended 0"); err != nil {
-		return fmt.Errorf("the workload failed: %w", err)
+	said := s.rim.said(0)
+	if !strings.Contains(said, "soak-ended 0 soak-over") {
+		return fmt.Errorf("the workload %s failed:\n%s", workload, s.rim.tail())
 	}
-	return check(s.rim.said(0))
+	return check(said)
 }
 
 // record runs m with the plan until the workload has ended, or for limit.
