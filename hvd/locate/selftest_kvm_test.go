@@ -5,7 +5,7 @@ import (
 	"runtime"
 	"testing"
 
-	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/vcpu"
 )
@@ -23,15 +23,8 @@ func (f forgetful) Count() (uint64, error) {
 func TestSelfTest(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	sys, err := kvm.Open()
-	if err != nil {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one): ", err)
-	}
-	defer sys.Close()
-	if sys.Supported()&kvm.FlagTSC == 0 {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one)")
-	}
-	err = Check(sys, 50, func(cpu *vcpu.CPU, m *mem.Memory) (Target, error) {
+	sys := kvmtest.Open(t)
+	err := Check(sys, 50, func(cpu *vcpu.CPU, m *mem.Memory) (Target, error) {
 		s := NewStepper(cpu, m)
 		s.Late = func() uint64 { return 50 }
 		return s, nil

@@ -13,6 +13,7 @@ import (
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/torture"
@@ -21,14 +22,7 @@ import (
 // newTortured makes a machine at the torture guest's first instruction.
 func newTortured(t *testing.T) *Machine {
 	t.Helper()
-	sys, err := kvm.Open()
-	if err != nil {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one): ", err)
-	}
-	t.Cleanup(func() { sys.Close() })
-	if sys.Supported()&kvm.FlagTSC == 0 {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one)")
-	}
+	sys := kvmtest.Open(t)
 	m, err := New(sys, Config{
 		MemoryBytes: torture.MemoryBytes,
 		Board:       board.Config{MAC: [6]byte{2}, NoVsock: true, Wall: time.Unix(0, 0)},

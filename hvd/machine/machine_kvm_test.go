@@ -5,8 +5,8 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/hvd/board"
-	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/lockstep"
 )
 
@@ -14,14 +14,7 @@ import (
 // mode with 1 GiB mapped one to one. It skips where there is no Duet kernel.
 func newTiny(tb testing.TB, code []byte) *Machine {
 	tb.Helper()
-	sys, err := kvm.Open()
-	if err != nil {
-		tb.Skip("needs a host with Duet's kernel (image/boottest runs this test in one): ", err)
-	}
-	tb.Cleanup(func() { sys.Close() })
-	if sys.Supported()&kvm.FlagTSC == 0 {
-		tb.Skip("needs a host with Duet's kernel (image/boottest runs this test in one)")
-	}
+	sys := kvmtest.Open(tb)
 	m, err := New(sys, Config{
 		MemoryBytes: 32 << 20,
 		Board:       board.Config{MAC: [6]byte{2}, CID: 3, Wall: time.Unix(0, 0)},
@@ -31,23 +24,7 @@ func newTiny(tb testing.TB, code []byte) *Machine {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { m.Close() })
-	const pml4, pdpt, pd, gdt, text = 0x9000, 0xa000, 0xb000, 0x500, 0x100000
-	put := func(addr, v uint64) {
-		if err := m.Memory.PutUint64(addr, v); err != nil {
-			tb.Fatal(err)
-		}
-	}
-	put(pml4, pdpt|3)
-	put(pdpt, pd|3)
-	for i := range uint64(512) {
-		put(pd+8*i, i<<21|0x83)
-	}
-	put(gdt+16, 0x00af9a000000ffff)
-	put(gdt+24, 0x00cf92000000ffff)
-	if err := m.Memory.Write(text, code); err != nil {
-		tb.Fatal(err)
-	}
-	if err := m.Boot(&boot.Entry{RIP: text, RSP: 0x8000, CR3: pml4, GDTBase: gdt, GDTLimit: 31}); err != nil {
+	if err := m.Boot(kvmtest.Flat(tb, m.Memory, kvmtest.Text, code)); err != nil {
 		tb.Fatal(err)
 	}
 	return m

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 )
 
 // tapeDisk is where image/boottest puts a recording.
@@ -17,20 +17,16 @@ const tapeDisk = "/dev/vda"
 // TestReplayFile runs the commands on a recording that was made by the API: all
 // of it replays, and its core is one.
 func TestReplayFile(t *testing.T) {
-	sys, err := kvm.Open()
-	if err != nil {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one): ", err)
-	}
-	defer sys.Close()
-	if _, err := os.Stat(tapeDisk); err != nil || sys.Supported()&kvm.FlagTSC == 0 {
-		t.Skip("needs a host with Duet's kernel and a recording at ", tapeDisk)
+	kvmtest.Open(t)
+	if _, err := os.Stat(tapeDisk); err != nil {
+		t.Skip("needs a host with a recording at ", tapeDisk)
 	}
 	var out bytes.Buffer
 	if err := Log([]string{tapeDisk, "--summary"}, &out); err != nil {
 		t.Fatal(err)
 	}
 	core := t.TempDir() + "/core"
-	err = Replay(t.Context(), []string{"--core", core, tapeDisk}, &out)
+	err := Replay(t.Context(), []string{"--core", core, tapeDisk}, &out)
 	t.Log(out.String())
 	if err != nil {
 		t.Fatal(err)

@@ -18,9 +18,9 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"github.com/duet-ft/duet/hvd/board"
-	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
@@ -75,44 +75,15 @@ func newTiny(t *testing.T, sys *kvm.System, points bool) *machine.Machine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { m.Close() })
-	const pml4, pdpt, pd, gdt, text = 0x9000, 0xa000, 0xb000, 0x500, 0x100000
-	for _, w := range [][2]uint64{
-		{pml4, pdpt | 3},
-		{pdpt, pd | 3},
-		{pd, 0x83},
-		{pd + 8, 1<<21 | 0x83},
-		{gdt + 16, 0x00af9a000000ffff},
-		{gdt + 24, 0x00cf92000000ffff},
-	} {
-		if err := m.Memory.PutUint64(w[0], w[1]); err != nil {
-			t.Fatal(err)
-		}
-	}
 	code := append([]byte{nop}, tiny...)
 	if points {
 		code[0] = sti
 		binary.LittleEndian.PutUint32(code[1+tinyRounds:], 1500)
 	}
-	if err := m.Memory.Write(text-1, code); err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Boot(&boot.Entry{RIP: text - 1, RSP: 0x8000, CR3: pml4, GDTBase: gdt, GDTLimit: 31}); err != nil {
+	if err := m.Boot(kvmtest.Flat(t, m.Memory, kvmtest.Text-1, code)); err != nil {
 		t.Fatal(err)
 	}
 	return m
-}
-
-func duetKVM(t *testing.T) *kvm.System {
-	t.Helper()
-	sys, err := kvm.Open()
-	if err != nil {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one): ", err)
-	}
-	t.Cleanup(func() { sys.Close() })
-	if sys.Supported()&kvm.FlagTSC == 0 {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one)")
-	}
-	return sys
 }
 
 // sink is a recording in memory.
@@ -233,7 +204,7 @@ func digestOf(sys *kvm.System, b []byte) (uint64, error) {
 
 // TestGolden replays recordings that were made once and are kept, for ever.
 func TestGolden(t *testing.T) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	if *update {
 		for _, points := range []bool{false, true} {
 			b := recordTiny(t, sys, points)
@@ -269,7 +240,7 @@ func TestGolden(t *testing.T) {
 // TestCountedPoints: a recording whose guest was stopped between two exits, at
 // counted branches, replays.
 func TestCountedPoints(t *testing.T) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	b := recordTiny(t, sys, true)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -291,7 +262,7 @@ func TestCountedPoints(t *testing.T) {
 
 // TestCut: a recording that was cut replays up to there, and says so.
 func TestCut(t *testing.T) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	b := recordTiny(t, sys, false)
 	if _, err := digestOf(sys, b); err != nil {
 		t.Fatal(err)

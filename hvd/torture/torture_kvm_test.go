@@ -15,6 +15,7 @@ import (
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
@@ -43,15 +44,7 @@ type host struct {
 
 func newHost(t testing.TB) *host {
 	t.Helper()
-	sys, err := kvm.Open()
-	if err != nil {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one): ", err)
-	}
-	t.Cleanup(func() { sys.Close() })
-	if sys.Supported()&kvm.FlagTSC == 0 {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one)")
-	}
-	return &host{sys: sys, rng: rand.New(rand.NewPCG(1, 1))}
+	return &host{sys: kvmtest.Open(t), rng: rand.New(rand.NewPCG(1, 1))}
 }
 
 // machine makes one that stands at the guest's first instruction.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/mem"
@@ -323,7 +324,7 @@ func TestAccessedBits(t *testing.T) {
 			if c.other && !*otherToo {
 				t.Skip("one kernel is enough for each day: -accessed.other tries this one, too")
 			}
-			sys := duetKVM(t)
+			sys := kvmtest.Open(t)
 			runtime.GOMAXPROCS(4)
 			ctx := t.Context()
 			p := press(ctx, t, sys, c.other, c.untouched)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 )
@@ -23,7 +24,7 @@ import (
 // to its Redis, a tick while it idles, and files and blocks that are read from the
 // disk. The log's reader acknowledges at once, so the link isn't in it.
 func BenchmarkGuest(b *testing.B) {
-	sys := duetKVM(b)
+	sys := kvmtest.Open(b)
 	m := bootDebian(b, sys)
 	defer m.Close()
 	rim := newTestRim(b)

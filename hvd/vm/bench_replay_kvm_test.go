@@ -11,6 +11,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 )
 
 // spent is processor time: of the thread that runs the guest, and of the whole
@@ -20,7 +21,7 @@ type spent struct{ thread, all time.Duration }
 // BenchmarkReplay records a boot of Debian to a Redis that serves, replays it on
 // another machine, and compares what both took.
 func BenchmarkReplay(b *testing.B) {
-	sys := duetKVM(b)
+	sys := kvmtest.Open(b)
 	var sum [2]spent
 	for b.Loop() {
 		var log bytes.Buffer

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/mem"
 )
@@ -127,7 +128,7 @@ func (f *flipped) String() string {
 // dead: the whole state is equal then. After each the secondary is repaired by
 // a state transfer of what differs, and the primary never stops.
 func TestFlips(t *testing.T) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	runtime.GOMAXPROCS(4)
 	m := bootExercise(t, sys)
 	defer m.Close()

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/duet-ft/duet/hvd/board"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 )
@@ -105,7 +106,7 @@ func exchange(ctx context.Context, t *testing.T, leads, follows *side) {
 // TestSwitchover has a guest that boots change between two machines again and
 // again, without a state transfer but the first. In the end all is equal.
 func TestSwitchover(t *testing.T) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	disk := newTestRim(t)

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/hvd/board"
-	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/locate"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
@@ -62,24 +62,11 @@ func newLoop(t *testing.T, sys *kvm.System, traps uint64) *machine.Machine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const pml4, pdpt, pd, idt, gdt, text = 0x9000, 0xa000, 0xb000, 0xc000, 0x500, 0x100000
-	for _, w := range [][2]uint64{
-		{pml4, pdpt | 3},
-		{pdpt, pd | 3},
-		{pd, 0x83},
-		{pd + 8, 1<<21 | 0x83},
-		{gdt + 16, 0x00af9a000000ffff},
-		{gdt + 24, 0x00cf92000000ffff},
-		{idt + 16*0x24, loopUART&0xffff | 0x10<<16 | 0x8e<<40 | loopUART>>16<<48},
-	} {
-		if err := m.Memory.PutUint64(w[0], w[1]); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := m.Memory.Write(text, loop); err != nil {
+	const idt = 0xc000
+	if err := m.Memory.PutUint64(idt+16*0x24, loopUART&0xffff|0x10<<16|0x8e<<40|loopUART>>16<<48); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Boot(&boot.Entry{RIP: text, RSP: 0x8000, CR3: pml4, GDTBase: gdt, GDTLimit: 31}); err != nil {
+	if err := m.Boot(kvmtest.Flat(t, m.Memory, kvmtest.Text, loop)); err != nil {
 		t.Fatal(err)
 	}
 	return m
@@ -166,7 +153,7 @@ func retyped(t *testing.T, sys *kvm.System, cfg Config, traps uint64, log []byte
 // which a secondary finds, however late the overflows of its counter are; inputs
 // are applied there, and both copies end equal. It needs no resync.
 func TestPoints(t *testing.T) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	cfg := tcgConfig()
 	cfg.Locator, cfg.StopAfter = byStep(0), 100*time.Millisecond // some hundred steps
 	log, base, want, e := typed(t, sys, cfg, 0, 12, false)
@@ -192,7 +179,7 @@ func TestPoints(t *testing.T) {
 // TestPointsMissed: a counter whose overflow comes later than its processor's skid
 // makes a divergence, and never another point.
 func TestPointsMissed(t *testing.T) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	cfg := tcgConfig()
 	cfg.Locator = byStep(0)
 	log, base, want, _ := typed(t, sys, cfg, 0, 3, false)
@@ -206,7 +193,7 @@ func TestPointsMissed(t *testing.T) {
 
 // TestBlind: for a reader that finds no points there are none, and resyncs instead.
 func TestBlind(t *testing.T) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	cfg := tcgConfig()
 	cfg.Locator = byStep(0)
 	log, base, want, e := typed(t, sys, cfg, trapset.Initial, 3, true)

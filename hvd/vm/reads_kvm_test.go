@@ -14,6 +14,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/virtio/blk"
@@ -132,7 +133,7 @@ func TestReferences(t *testing.T) {
 }
 
 func references(t *testing.T, level lockstep.Level) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	runtime.GOMAXPROCS(4)
 	spec := board.Disk{Sectors: exerciseSectors, Serial: "shared"}
 	disk := &sharedDisk{data: make([]byte, exerciseSectors*blk.SectorSize)}

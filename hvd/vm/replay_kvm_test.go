@@ -19,6 +19,7 @@ import (
 	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/trapset"
@@ -32,21 +33,6 @@ const guestDisk = "/dev/vda"
 const guestMemory = 384 << 20
 
 var guestMAC = [6]byte{0x52, 0x54, 0, 0xd0, 0xe7, 1}
-
-// duetKVM opens the host's KVM, or skips: these tests run in the host that
-// image/boottest builds around them.
-func duetKVM(t testing.TB) *kvm.System {
-	t.Helper()
-	sys, err := kvm.Open()
-	if err != nil {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one): ", err)
-	}
-	t.Cleanup(func() { sys.Close() })
-	if sys.Supported()&kvm.FlagTSC == 0 {
-		t.Skip("needs a host with Duet's kernel (image/boottest runs this test in one)")
-	}
-	return sys
-}
 
 func tcgConfig() Config {
 	// Under emulation everything takes some twenty times longer.
@@ -193,7 +179,7 @@ func TestRecordReplay(t *testing.T) {
 
 // recordReplay records a boot until the workload returns.
 func recordReplay(t *testing.T, cfg Config, workload func(context.Context, *testRim, *Engine) error) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	m := bootDebian(t, sys)
 	rim := newTestRim(t)
 	e := New(m, rim, cfg)

@@ -19,6 +19,7 @@ import (
 	"github.com/duet-ft/duet/hvd/boot"
 	"github.com/duet-ft/duet/hvd/boot/ext4"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/trapset"
@@ -92,7 +93,7 @@ type soakBase struct {
 
 func newSoak(t *testing.T) *soak {
 	t.Helper()
-	s := &soak{t: t, sys: duetKVM(t)}
+	s := &soak{t: t, sys: kvmtest.Open(t)}
 	runtime.GOMAXPROCS(4)
 	var err error
 	if s.image, err = soakImage(*soakKernel); err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/playback"
@@ -165,7 +166,7 @@ func replayTape(t *testing.T, s *tapeFile) {
 	if _, err := s.f.Seek(0, 0); err != nil {
 		t.Fatal(err)
 	}
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	p, err := playback.Open(sys, s.f)
@@ -228,7 +229,7 @@ func debugTape(t *testing.T, s *tapeFile) {
 	if _, err := s.f.Seek(0, 0); err != nil {
 		t.Fatal(err)
 	}
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	p, err := playback.Open(sys, s.f)
@@ -365,7 +366,7 @@ const userTicks = 3000
 // TestTapeAlone records a machine that runs alone, from its boot to some time
 // later.
 func TestTapeAlone(t *testing.T) {
-	sys := duetKVM(t)
+	sys := kvmtest.Open(t)
 	m := bootDebian(t, sys)
 	rim := newTestRim(t)
 	e := New(m, rim, tcgConfig())

@@ -13,6 +13,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/trapset"
 )
@@ -48,7 +49,7 @@ const follow = ^uint64(0)
 // host's CPU time for the same work, the guest's included. "boot" comes first,
 // with the set that follows the load.
 func BenchmarkTraps(b *testing.B) {
-	sys := duetKVM(b)
+	sys := kvmtest.Open(b)
 	m := bootDebian(b, sys)
 	defer m.Close()
 	var forced atomic.Uint64

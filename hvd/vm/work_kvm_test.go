@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/hvd/kvm"
+	"github.com/duet-ft/duet/hvd/kvm/kvmtest"
 	"github.com/duet-ft/duet/hvd/machine"
 	"github.com/duet-ft/duet/hvd/trapset"
 )
@@ -45,7 +46,7 @@ func benchConfig() Config {
 // BenchmarkWork is BenchmarkGuest for work that a guest does by itself: it needs
 // the guest of image/workload.
 func BenchmarkWork(b *testing.B) {
-	sys := duetKVM(b)
+	sys := kvmtest.Open(b)
 	m := bootDebian(b, sys)
 	defer m.Close()
 	rim := newTestRim(b)
