@@ -221,9 +221,7 @@ func (m *Machine) pointed(e event.Entry) error {
 		b = binary.LittleEndian.AppendUint64(b, v)
 	}
 	m.hash = xxh3.Hash(b)
-	m.pos++
-	m.entered, m.halted, m.whole, m.behind, m.digest = false, false, true, false, nil
-	m.Board.TakeEOI()
+	m.between()
 	if m.logged {
 		m.trail.drop(Crumb{Position: m.pos, Fingerprint: m.hash, Reason: reasonPoint, Data: e.Count, RIP: e.RIP})
 	}

@@ -139,17 +139,20 @@ func (m *Machine) Break() error {
 	if err := m.cpu.Settle(); err != nil {
 		return err
 	}
-	m.pos++
-	m.entered, m.halted, m.whole, m.behind = false, false, true, false
-	m.Board.TakeEOI()
+	m.between()
 	return nil
+}
+
+// between makes a position of where the guest stands, between two instructions.
+func (m *Machine) between() {
+	m.pos++
+	m.entered, m.halted, m.whole, m.behind, m.digest = false, false, true, false, nil
+	m.Board.TakeEOI()
 }
 
 // resynced counts a resync as the exit that it is.
 func (m *Machine) resynced(s *kvm.State) {
-	m.pos++
-	m.entered, m.halted, m.whole, m.behind = false, false, true, false
-	m.Board.TakeEOI()
+	m.between()
 	b := binary.LittleEndian.AppendUint64(nil, m.hash)
 	b = binary.LittleEndian.AppendUint64(b, s.Regs.RIP)
 	m.hash = xxh3.Hash(s.Append(b))
