@@ -45,7 +45,7 @@ func (s source) Holds(lsn uint64) { _ = s.in.holds(s.c, lsn) }
 
 // holds acknowledges, at level received, what this copy can execute by itself.
 func (in *incoming) holds(c *session.Conn, lsn uint64) error {
-	if in.p.engineConfig().Level != lockstep.Received {
+	if in.p.level() != lockstep.Received {
 		return nil
 	}
 	in.receivedUpTo(lsn)

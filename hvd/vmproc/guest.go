@@ -74,16 +74,21 @@ func (p *Process) newGuest(ctx context.Context, memory *mem.Memory) (*guest, err
 // engineConfig slows the clockwork down where the host itself is emulated:
 // every exit costs some twenty times more there.
 func (p *Process) engineConfig() vm.Config {
-	c := vm.Config{Level: lockstep.Verified, SharedDisks: true, Locator: p.by}
-	if p.def.Output == volume.OutputReceived {
-		c.Level = lockstep.Received
-	}
+	c := vm.Config{Level: p.level(), SharedDisks: true, Locator: p.by}
 	if vcpu.UnderTCG() {
 		c.Window, c.StopAfter, c.KickAfter = 2*time.Millisecond, 4*time.Millisecond, 50*time.Millisecond
 		c.MaxLag, c.ReadPatience = time.Second, 2*time.Second
 		c.Costs = trapset.Costs{Trap: 20 * time.Microsecond, Resync: 5 * time.Millisecond, KB: 50 * time.Microsecond}
 	}
 	return c
+}
+
+// level is what the VM's effects wait for.
+func (p *Process) level() lockstep.Level {
+	if p.def.Output == volume.OutputReceived {
+		return lockstep.Received
+	}
+	return lockstep.Verified
 }
 
 // inside runs f where the engine's loop stands still, or has ended.
