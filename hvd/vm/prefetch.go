@@ -113,8 +113,10 @@ func (p *prefetch) scan(lsn uint64, batch []byte) error {
 		p.lost = true
 		return nil
 	}
-	if len(p.tail) > 0 {
-		batch = append(p.tail, batch...)
+	keep := len(p.tail) == 0 // whether what is left has to go into p.tail
+	if !keep {
+		p.tail = append(p.tail, batch...)
+		batch = p.tail
 	}
 	for len(batch) > 0 {
 		e, n, err := p.dec.Next(batch)
@@ -135,8 +137,14 @@ func (p *prefetch) scan(lsn uint64, batch []byte) error {
 		}
 		p.at += uint64(n)
 		batch = batch[n:]
+		keep = true
 	}
-	p.tail = append(p.tail[:0:0], batch...)
+	switch {
+	case len(batch) == 0:
+		p.tail = nil
+	case keep: // else it is there, a part of an entry of many batches
+		p.tail = append(p.tail[:0], batch...)
+	}
 	return nil
 }
 
