@@ -11,7 +11,7 @@ import (
 )
 
 // stateVersion changes when the document's meaning does.
-const stateVersion = 3
+const stateVersion = 4
 
 // document is the state of a board as JSON.
 type document struct {

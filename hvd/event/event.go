@@ -15,7 +15,7 @@
 // n to the next: Stop, Point and Resync. They carry position n; what they made
 // is exit n+1.
 //
-// # Layout, version 4
+// # Layout, version 5
 //
 // A log is a sequence of entries without padding. Integers are unsigned
 // LEB128 varints unless said otherwise.
@@ -60,8 +60,10 @@ import (
 	"fmt"
 )
 
-// Version is the version of the layout above.
-const Version = 4
+// Version is the version of the layout above, and of what the machine does by
+// itself between two entries. 5: it looks at queues that aren't notified
+// (hvd/virtio), with the same layout as 4.
+const Version = 5
 
 // MaxData bounds the bytes that one entry carries.
 const MaxData = 320 << 20

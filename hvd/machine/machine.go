@@ -12,8 +12,8 @@
 //	     offer an EOI without an exit, if that is possible
 //	     enter the guest
 //	     a counted exit: position+1, see whether the guest took the EOI, the
-//	     board answers the exit, fold it into the fingerprint with what it made
-//	     leave
+//	     board answers the exit and looks at queues that aren't notified, fold it
+//	     into the fingerprint with what it made leave
 //
 // Injecting happens once a position: when the host interrupts the guest, Run
 // enters it again exactly as it was.
@@ -57,6 +57,7 @@ import (
 	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/transfer"
 	"github.com/duet-ft/duet/hvd/vcpu"
+	"github.com/duet-ft/duet/hvd/virtio"
 )
 
 const (
@@ -397,10 +398,12 @@ func (m *Machine) Apply(e event.Entry) error {
 		// Timers fire at Deadline entries only, one by one.
 		m.anchor(e.Now)
 		m.follow()
+		m.Board.Look(virtio.AtTimer)
 		m.sweep()
 	case event.Jump:
 		m.anchor(e.Now)
 		m.Board.Advance(e.Now)
+		m.Board.Look(virtio.AtTimer)
 		m.sweep()
 	case event.Deadline:
 		d, armed := m.Board.Deadline()
@@ -409,6 +412,7 @@ func (m *Machine) Apply(e event.Entry) error {
 		}
 		m.anchor(d)
 		m.Board.Advance(d)
+		m.Board.Look(virtio.AtTimer)
 		m.sweep()
 		if err := m.tick(); err != nil {
 			return err

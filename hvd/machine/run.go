@@ -8,6 +8,7 @@ import (
 	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/virtio"
 )
 
 // Run executes to the next exit; see lockstep.Machine. An error that is
@@ -68,6 +69,11 @@ func (m *Machine) exit(reason uint32) (lockstep.Exit, error) {
 	}
 	if err := m.answer(reason); err != nil {
 		return lockstep.Exit{}, fmt.Errorf("exit %d at %#x: %w", m.pos, m.cpu.Regs().RIP, err)
+	}
+	if m.halted {
+		m.Board.Look(virtio.AtHalt)
+	} else {
+		m.Board.Look(virtio.AtExit)
 	}
 	effects := m.Board.TakeEffects()
 	m.foldEffects(effects)

@@ -28,6 +28,7 @@ var goldens = map[string]uint64{
 	"toy-1-2.rec": 0xb411d60bb9c495b2,
 	"toy-1-3.rec": 0xb411d60bb9c495b2,
 	"toy-1-4.rec": 0xb411d60bb9c495b2,
+	"toy-1-5.rec": 0xb411d60bb9c495b2,
 }
 
 // toy is a machine of 16 pages that computes on them and makes an exit now and

@@ -21,6 +21,11 @@
 // The capabilities in I/O come first, and drivers take the first that they can
 // use: an exit for a port is cheaper than one for memory.
 //
+// # Notifications
+//
+// Queues that a guest notifies only to halt right after are looked at instead, at
+// its exits; see Quiet.
+//
 // # Status
 //
 //	0 -> ACKNOWLEDGE -> DRIVER -> FEATURES_OK -> DRIVER_OK (queues work)

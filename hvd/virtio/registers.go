@@ -83,6 +83,9 @@ func (t *Transport) WriteIO(off uint16) {
 
 func (t *Transport) notify(q int) {
 	if q < len(t.Queues) && t.Ready(q) {
+		if t.spec.Quiet>>q&1 != 0 {
+			t.Queues[q].Quiet.Since = 1
+		}
 		t.handler.Notify(q)
 	}
 }

@@ -54,6 +54,7 @@ type Spec struct {
 	Class    uint32 // PCI class code, 24 bits
 	Features uint64 // beyond those of the transport
 	Queues   int    // at most 63
+	Quiet    uint64 // bit q: queue q may go without notifications, see Quiet
 	Config   []byte // device configuration, at most 256 bytes
 	IRQ      uint8  // what the interrupt line register says
 	Mem      uint32 // where the firmware put BAR0
@@ -262,6 +263,9 @@ func (t *Transport) Validate() error {
 		q := &t.Queues[i]
 		if n := q.Size; n == 0 || n > MaxQueueSize || n&(n-1) != 0 || !t.validVector(q.Vector) {
 			return fmt.Errorf("virtio: queue %d: size or vector out of range", i)
+		}
+		if !q.Quiet.valid() {
+			return fmt.Errorf("virtio: queue %d: counts of its notifications out of range", i)
 		}
 		if q.Enabled {
 			if err := q.checkRings(t.bus.Mem); err != nil {

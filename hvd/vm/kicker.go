@@ -105,7 +105,11 @@ func (k *kicker) watch(e *Engine) {
 		if t := k.asked.Load(); t != 0 {
 			came = min(came, t)
 		}
-		stop, kick := k.look(time.Now().UnixNano(), came, &e.cfg)
+		now := time.Now()
+		if t, ok := e.unheard.look(k.m.Memory, now); ok {
+			came = min(came, t.UnixNano())
+		}
+		stop, kick := k.look(now.UnixNano(), came, &e.cfg)
 		if stop {
 			k.m.RequestStop()
 		}

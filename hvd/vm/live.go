@@ -113,7 +113,7 @@ func (e *Engine) deliver(host time.Time) error {
 			return err
 		}
 	}
-	e.lastTrap = false
+	e.tell = false
 	for _, in := range e.inbox.take(e.m.Board.VsockRoom()) {
 		if err := e.input(in); err != nil {
 			return err
@@ -149,9 +149,9 @@ func (e *Engine) clockInput(now uint64) (event.Entry, bool) {
 	case due && !e.m.Board.Requested():
 		e.Stats.ticked(e.m.Board.Faults)
 		return event.Entry{Kind: event.Deadline}, true
-	case e.lastTrap && due:
+	case e.tell && due:
 		return event.Entry{Kind: event.Time, Now: clock}, true
-	case e.lastTrap:
+	case e.tell:
 		return event.Entry{Kind: event.Time, Now: max(now, clock)}, true
 	}
 	return event.Entry{}, false
@@ -189,6 +189,7 @@ func (e *Engine) run(ctx context.Context, now time.Time) error {
 	if deadline, armed := e.m.Deadline(); armed {
 		due = e.clock.host(deadline)
 	}
+	e.unheard.note(e.m.Board)
 	e.kick.enter(now, due)
 	var exit lockstep.Exit
 	var effects []board.Effect
@@ -203,7 +204,8 @@ func (e *Engine) run(ctx context.Context, now time.Time) error {
 		return e.final(ctx, err)
 	}
 	e.Stats.ran(e.m)
-	e.lastTrap = exit.Kind == lockstep.Trapped
+	// Of chains without a notification the guest's devices hear with the time.
+	e.tell = exit.Kind == lockstep.Trapped || exit.Kind != lockstep.Sync && e.unheard.waiting(e.m.Memory) != 0
 	e.at = placeOf(e.m, exit.Kind)
 	switch exit.Kind {
 	case lockstep.Pointed:

@@ -114,8 +114,10 @@ type Engine struct {
 	inbox inbox
 	clock clock
 	kick  kicker
-	do    chan func()
-	over  chan struct{} // closed when Live has returned: nobody does any more
+
+	unheard unheard // queues for the kicker
+	do      chan func()
+	over    chan struct{} // closed when Live has returned: nobody does any more
 
 	// Of a primary; owned by the loop but for what gateMu guards.
 	primary   *lockstep.Primary[board.Effect]
@@ -124,7 +126,7 @@ type Engine struct {
 	marked    time.Time
 	throttled time.Time // when the guest last stood still for its secondary
 	urgent    bool      // an effect waits for the log
-	lastTrap  bool      // the last exit was a counted trap
+	tell      bool      // the guest is to be told the time, as it may want to know
 	at        place     // how the present position was found
 	chosen    uint64    // guest time when the traps were last thought about, ns
 	gateMu    sync.Mutex

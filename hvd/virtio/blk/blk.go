@@ -132,7 +132,7 @@ func New(cfg Config, spec virtio.Spec, bus virtio.Bus, out func(Request)) (*Devi
 		return nil, fmt.Errorf("disk of %d sectors: it needs 1 to 2^55 of them", cfg.Sectors)
 	}
 	d := &Device{cfg: cfg, out: out}
-	spec.DeviceID, spec.Class, spec.Queues = deviceID, class, 1
+	spec.DeviceID, spec.Class, spec.Queues, spec.Quiet = deviceID, class, 1, 1
 	spec.Features = featureSizeMax | featureSegMax | featureBlkSize | featureFlush
 	if cfg.ReadOnly {
 		spec.Features |= featureReadOnly
@@ -167,7 +167,7 @@ func (d *Device) Notify(int) {
 		}
 		used = d.start(c) || used
 	}
-	t.AskNotify(0, true)
+	t.Looked(0)
 	if used {
 		t.Signal(0)
 	}

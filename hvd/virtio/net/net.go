@@ -56,7 +56,7 @@ type Device struct {
 // frames that the guest sends, and owns them.
 func New(mac [6]byte, spec virtio.Spec, bus virtio.Bus, out func(frame []byte)) *Device {
 	d := &Device{out: out}
-	spec.DeviceID, spec.Class, spec.Queues = deviceID, class, 2
+	spec.DeviceID, spec.Class, spec.Queues, spec.Quiet = deviceID, class, 2, 1<<txQueue
 	spec.Features = featureMAC | featureMrgRx | featureStatus
 	spec.Config = make([]byte, 8) // struct virtio_net_config up to status
 	copy(spec.Config, mac[:])
@@ -90,7 +90,7 @@ func (d *Device) Notify(queue int) {
 			d.out(p[headerSize:])
 		}
 	}
-	t.AskNotify(txQueue, true)
+	t.Looked(txQueue)
 	t.SignalLate(txQueue)
 }
 

@@ -64,7 +64,7 @@ func New(cid uint64, spec virtio.Spec, bus virtio.Bus, out func(pkt []byte)) (*D
 		return nil, fmt.Errorf("vsock CID %d: a guest's is at least 3 and below 2^32-1", cid)
 	}
 	d := &Device{out: out}
-	spec.DeviceID, spec.Class, spec.Queues = deviceID, class, 3
+	spec.DeviceID, spec.Class, spec.Queues, spec.Quiet = deviceID, class, 3, 1<<txQueue
 	spec.Config = binary.LittleEndian.AppendUint64(nil, cid)
 	d.Transport.Init(spec, bus, d)
 	return d, nil
@@ -103,7 +103,7 @@ func (d *Device) transmit() {
 		t.Use(txQueue, virtio.Elem{Head: c.Head})
 		d.out(p[:HeaderSize+payload(p)])
 	}
-	t.AskNotify(txQueue, true)
+	t.Looked(txQueue)
 	t.SignalLate(txQueue)
 }
 
