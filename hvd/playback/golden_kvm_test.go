@@ -41,6 +41,8 @@ var goldens = map[string]uint64{
 	"testdata/tiny-1-3.rec":   0x74c99602565edd96,
 	"testdata/points-1-4.rec": 0xa1d28f2f203a5a24,
 	"testdata/tiny-1-4.rec":   0x722bbc777c642287,
+	"testdata/points-1-5.rec": 0x432fd1f50bafed1a,
+	"testdata/tiny-1-5.rec":   0x90172d93e4198466,
 }
 
 // tiny reads the time-stamp, stores it, counts down from 200,000 (at tinyRounds),

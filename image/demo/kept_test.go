@@ -174,6 +174,9 @@ func TestDemoStays(t *testing.T) {
 	if !r.ok(true) {
 		t.Error("the demo went wrong")
 	}
+	for _, m := range missed(r) {
+		t.Error(m)
+	}
 	ping(t, s.line(`the guest's Redis: (\S+)`)[1])
 	var files []string
 	for _, name := range []string{"a", "b"} {
