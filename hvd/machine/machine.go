@@ -398,12 +398,12 @@ func (m *Machine) Apply(e event.Entry) error {
 		// Timers fire at Deadline entries only, one by one.
 		m.anchor(e.Now)
 		m.follow()
-		m.Board.Look(virtio.AtTimer)
+		m.Board.Look(virtio.AtTime)
 		m.sweep()
 	case event.Jump:
 		m.anchor(e.Now)
 		m.Board.Advance(e.Now)
-		m.Board.Look(virtio.AtTimer)
+		m.Board.Look(virtio.AtTick)
 		m.sweep()
 	case event.Deadline:
 		d, armed := m.Board.Deadline()
@@ -412,7 +412,7 @@ func (m *Machine) Apply(e event.Entry) error {
 		}
 		m.anchor(d)
 		m.Board.Advance(d)
-		m.Board.Look(virtio.AtTimer)
+		m.Board.Look(virtio.AtTick)
 		m.sweep()
 		if err := m.tick(); err != nil {
 			return err

@@ -70,11 +70,7 @@ func (m *Machine) exit(reason uint32) (lockstep.Exit, error) {
 	if err := m.answer(reason); err != nil {
 		return lockstep.Exit{}, fmt.Errorf("exit %d at %#x: %w", m.pos, m.cpu.Regs().RIP, err)
 	}
-	if m.halted {
-		m.Board.Look(virtio.AtHalt)
-	} else {
-		m.Board.Look(virtio.AtExit)
-	}
+	m.Board.Look(pause(reason))
 	effects := m.Board.TakeEffects()
 	m.foldEffects(effects)
 	m.effects = append(m.effects, effects...)
@@ -94,6 +90,17 @@ func (m *Machine) exit(reason uint32) (lockstep.Exit, error) {
 		return lockstep.Exit{Kind: lockstep.Trapped, Traps: m.cpu.Counters().Traps}, nil
 	}
 	return lockstep.Exit{Kind: lockstep.Sync}, nil
+}
+
+// pause is what an exit is to the devices.
+func pause(reason uint32) virtio.Pause {
+	switch reason {
+	case kvm.ExitHLT:
+		return virtio.AtHalt
+	case kvm.ExitTrap, kvm.ExitTSC, kvm.ExitIRQWindowOpen:
+		return virtio.AtTrap
+	}
+	return virtio.AtExit
 }
 
 // inject hands the interrupt that is pending at this position to the CPU, or

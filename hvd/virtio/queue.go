@@ -38,7 +38,7 @@ type Queue struct {
 	NextAvail uint16 // index of the next available entry to take
 	NextUsed  uint16 // index of the next used entry to write
 	Signalled uint16 // NextUsed when an interrupt was last considered
-	Quiet     Quiet `json:",omitzero"`
+	Quiet     Quiet  `json:",omitzero"`
 }
 
 // Segment is a piece of guest memory that lies in bounds.

@@ -6,12 +6,12 @@ package virtio
 // first of all: one exit is left, however many chains were added.
 //
 // A guest that goes on with other work after adding a chain would wait for its next
-// exit or timer then. A chain that is found there is late, and a queue with many of
-// those is notified again, for longer each time.
+// exit, or for the host to stop it. A chain that is found at a stop is late, and a
+// queue with many of those is notified again, for longer each time.
 //
 //	          Need notifications, each with HLT soon after
 //	notified --------------------------------------------> quiet
-//	   ^   late chains, lateWeight for one found at HLT      |
+//	   ^   late chains, one for lateWeight found in time     |
 //	   +-----------------------------------------------------+  Need doubles
 //
 // All of it follows from the guest's own exits and timers, so both copies do it
@@ -20,7 +20,7 @@ package virtio
 // Quiet says whether a queue is quiet, and what led there.
 type Quiet struct {
 	On      bool
-	Since   uint8  // exits since a notification, from 1; 0: HLT has come, or too many others
+	Since   uint8  // exits since a notification, from 1; 0: HLT has come, or too much else
 	Streak  uint16 // notifications with HLT soon after, in a row
 	Need    uint16 // how many of them make the queue quiet; 0: minStreak
 	Overdue uint8  // what late chains weigh
@@ -39,16 +39,17 @@ const (
 
 func (q *Quiet) need() uint16 { return max(q.Need, minStreak) }
 
-// exited notes an exit of a queue that is notified. It is true when the queue gets
+// paused notes a pause, for a queue that is notified. It is true when the queue gets
 // quiet.
-func (q *Quiet) exited(at Pause) bool {
+func (q *Quiet) paused(at Pause) bool {
 	switch {
-	case q.Since == 0:
+	case q.Since == 0 || at == AtTrap || at == AtTime:
+		return false
+	case at == AtExit && q.Since < soon:
+		q.Since++
 		return false
 	case at != AtHalt:
-		if q.Since++; q.Since > soon {
-			q.Since, q.Streak = 0, 0
-		}
+		q.Since, q.Streak = 0, 0
 		return false
 	}
 	q.Since = 0
@@ -62,7 +63,7 @@ func (q *Quiet) exited(at Pause) bool {
 // found notes that chains were found in a quiet queue. It is true when the queue has
 // to be notified again.
 func (q *Quiet) found(at Pause) bool {
-	if at == AtHalt {
+	if at != AtTime && at != AtTick {
 		if q.Overdue > 0 {
 			q.Overdue--
 		}
@@ -90,8 +91,10 @@ type Pause uint8
 
 // The pauses at which a quiet queue is looked at.
 const (
-	AtTimer Pause = iota // somewhere, to be told the time
-	AtExit
+	AtTime Pause = iota // stopped, to be told the time
+	AtTick              // the same, and a timer has fired
+	AtTrap              // an exit that the guest doesn't know of
+	AtExit              // another exit
 	AtHalt
 )
 
@@ -107,7 +110,7 @@ func (t *Transport) Look(at Pause) {
 		case !q.Enabled:
 		case q.Quiet.On:
 			t.find(i, at)
-		case at != AtTimer && q.Quiet.exited(at):
+		case q.Quiet.paused(at):
 			t.Looked(i)
 		}
 	}

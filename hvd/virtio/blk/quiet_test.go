@@ -113,7 +113,7 @@ func TestLoudAgain(t *testing.T) {
 			t.Errorf("quiet after %d notifications, should be %d", n, need)
 		}
 		late := 0
-		for !f.pause(0, virtio.AtTimer) {
+		for !f.pause(0, virtio.AtTick) {
 			late++
 		}
 		if late != 4 {
@@ -124,7 +124,7 @@ func TestLoudAgain(t *testing.T) {
 	// A late one among many in time changes nothing.
 	f.quiet()
 	for range 50 {
-		if f.pause(0, virtio.AtExit) {
+		if f.pause(0, virtio.AtTime) {
 			t.Fatal("notified")
 		}
 		for range 4 {
@@ -155,12 +155,12 @@ func TestQuietTakesAll(t *testing.T) {
 			case r.IntN(10) < halts:
 				f.d.Transport.Look(virtio.AtHalt)
 			default:
-				f.d.Transport.Look(virtio.Pause(r.IntN(2)))
+				f.d.Transport.Look(virtio.Pause(r.IntN(4)))
 			}
 			if r.IntN(10) > 0 {
 				continue
 			}
-			f.d.Transport.Look(virtio.AtTimer)
+			f.d.Transport.Look(virtio.AtTime)
 			if n := f.d.Transport.Available(0); n > 0 && f.d.room() {
 				t.Fatalf("seed %d: %d requests wait", seed, n)
 			}
@@ -208,5 +208,36 @@ func TestQuietFull(t *testing.T) {
 	}
 	if !f.add() {
 		t.Error("not notified")
+	}
+}
+
+// TestQuietIgnoresTraps: exits that the guest doesn't know of change nothing, and
+// what is found at them isn't late.
+func TestQuietIgnoresTraps(t *testing.T) {
+	f := start(t, Config{Sectors: 100})
+	for range 4 {
+		if !f.add() {
+			t.Fatal("not notified")
+		}
+		for range 20 {
+			f.d.Transport.Look(virtio.AtTrap)
+			f.d.Transport.Look(virtio.AtTime)
+		}
+		f.d.Transport.Look(virtio.AtHalt)
+		f.done()
+	}
+	for range 100 {
+		if f.pause(0, virtio.AtTrap) {
+			t.Fatal("notified")
+		}
+	}
+	f = start(t, Config{Sectors: 100})
+	for range 20 { // a tick on the way
+		if !f.add() {
+			t.Fatal("not notified")
+		}
+		f.d.Transport.Look(virtio.AtTick)
+		f.d.Transport.Look(virtio.AtHalt)
+		f.done()
 	}
 }
