@@ -21,7 +21,9 @@ const guestSlice = 100 * time.Millisecond
 // privilege and changes no thread's share of the core.
 //
 // release takes it back.
-func holdThread() (release func(), err error) {
+func holdThread() (release func(), err error) { return holdFor(guestSlice) }
+
+func holdFor(slice time.Duration) (release func(), err error) {
 	runtime.LockOSThread()
 	was, err := unix.SchedGetAttr(0, 0)
 	if err != nil {
@@ -29,7 +31,7 @@ func holdThread() (release func(), err error) {
 		return nil, fmt.Errorf("ask how the guest's thread is scheduled: %w", err)
 	}
 	modest := *was
-	modest.Runtime = uint64(guestSlice)
+	modest.Runtime = uint64(slice)
 	if err := unix.SchedSetAttr(0, &modest, 0); err != nil {
 		runtime.UnlockOSThread()
 		return nil, fmt.Errorf("set the slice of the guest's thread: %w", err)
