@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -61,14 +62,11 @@ func onOneCore(b *testing.B, slice time.Duration, f func()) {
 	defer release()
 	var set, was unix.CPUSet
 	set.Set(0)
-	if err := unix.SchedGetaffinity(0, &was); err == nil {
-		err = unix.SchedSetaffinity(0, &set)
-		defer unix.SchedSetaffinity(0, &was)
-	}
-	if err != nil {
+	if err := errors.Join(unix.SchedGetaffinity(0, &was), unix.SchedSetaffinity(0, &set)); err != nil {
 		b.Error(err)
 		return
 	}
+	defer unix.SchedSetaffinity(0, &was)
 	f()
 }
 
