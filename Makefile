@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 parts := appliance ftlink hvd image
 
-.PHONY: help test check pure nested packages demo bench sim soak torture kernel image fmt
+.PHONY: help test check pure nested packages demo bench sim flips soak torture kernel image fmt
 .NOTPARALLEL: # two emulated hosts on one core would run into their time limits
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo 'make nested           the tests in emulated hosts, one after the other'
 	@echo 'make demo [SEED=n] [KEEP=1]   a pair in QEMU whose hosts are killed under load'
 	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n [VARY=n KEEP=steps] plays one, with a trace'
+	@echo 'make flips [N=n] [SEED=s]    bits flipped in a simulated secondary: each found, or dead, and repaired'
 	@echo 'make soak [RUNS=n] [SEED=s]   record and replay unmodified guests at work until something differs'
 	@echo 'make torture          inputs at every exit, trap and instruction of a small guest, replayed (hours)'
 	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions;'
@@ -31,6 +32,7 @@ check:
 
 pure:
 	go run ./image/gotest -count=1 -timeout 10m ./appliance/... ./ftlink/... ./hvd/...
+	go run ./image/gotest -count=1 -timeout 5m -tags faultinject ./hvd/machine
 
 nested: packages
 	DUET_TEST_GUEST_BUILD=1 go run ./image/gotest -count=1 -p 1 -timeout 40m ./image/...
@@ -43,6 +45,9 @@ demo:
 
 sim:
 	go test -count=1 -timeout 24h -v ./hvd/sim $(if $(SEED),-run 'TestSeed$$' -sim.seed $(SEED) $(if $(KEEP),-sim.keep $(KEEP)) $(if $(VARY),-sim.vary $(VARY)) $(if $(SINGLE),-sim.single),-run 'TestSeeds$$|TestOneFault|TestSame' $(if $(SEEDS),-sim.seeds $(SEEDS)))
+
+flips:
+	go test -count=1 -timeout 24h -v -tags faultinject -run TestToyFlips ./hvd/machine $(if $(N),-toyflips $(N)) $(if $(SEED),-toyseed $(SEED))
 
 soak:
 	go run ./image/soak $(if $(RUNS),-runs $(RUNS)) $(if $(SEED),-seed $(SEED))

@@ -11,6 +11,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/lockstep"
+	"github.com/duet-ft/duet/hvd/mem"
 )
 
 // What two copies compare beside their exits: a window that moves over memory
@@ -61,15 +62,18 @@ func (s *Sweep) share(now uint64, all int, cycle time.Duration) (pages int) {
 
 // sweep moves the memory window up to the guest's clock.
 func (m *Machine) sweep() {
-	if !m.logged {
-		return
+	if m.logged {
+		m.window.move(m.Clock(), m.Memory, m.cycle)
 	}
-	s := &m.window
-	all := m.Memory.Pages()
+}
+
+// move hashes the pages that are due at now.
+func (s *Sweep) move(now uint64, memory *mem.Memory, cycle time.Duration) {
+	all := memory.Pages()
 	var b [16]byte
-	for range s.share(m.Clock(), all, m.cycle) {
+	for range s.share(now, all, cycle) {
 		binary.LittleEndian.PutUint64(b[:], s.hash)
-		binary.LittleEndian.PutUint64(b[8:], m.Memory.HashPage(s.Next))
+		binary.LittleEndian.PutUint64(b[8:], memory.HashPage(s.Next))
 		s.hash = xxh3.Hash(b[:])
 		s.pages++
 		if s.Next++; s.Next == all {
@@ -93,7 +97,12 @@ func (m *Machine) DigestDue() bool {
 //	cpu      registers, FPU and MSRs as in kvm.State, but for what has no
 //	         meaning to the guest
 //	devices  the board's state
-var digestParts = [...]string{"memory", "cpu", "devices"}
+//	clock    the guest's clock, which shows in nothing else until the guest reads it
+//
+// Logs of former images have digests without a clock.
+var digestParts = [...]string{"memory", "cpu", "devices", "clock"}
+
+const digestSize, noClock = 4 * len(digestParts), 4 * (len(digestParts) - 1)
 
 // Digest is the state's digest at this position: the data of a Digest entry.
 // Applying that entry compares it and begins the next one; a primary, which does
@@ -116,12 +125,8 @@ func (m *Machine) Digest() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := make([]byte, 0, 4*len(digestParts))
-	for _, h := range [...]uint64{m.window.hash, xxh3.Hash(s.Append(nil)), xxh3.Hash(b)} {
-		d = binary.LittleEndian.AppendUint32(d, uint32(h))
-	}
-	m.digest = d
-	return d, nil
+	m.digest = digestOf(m.window.hash, xxh3.Hash(s.Append(nil)), xxh3.Hash(b), m.Clock())
+	return m.digest, nil
 }
 
 // withoutPointers clears what a processor may leave in the FPU's state as it
@@ -139,27 +144,45 @@ func (m *Machine) compareDigest(want []byte) error {
 	if err != nil {
 		return err
 	}
-	if len(want) != len(got) {
+	if len(want) != digestSize && len(want) != noClock {
 		return fmt.Errorf("a digest of %d bytes", len(want))
 	}
 	m.digest = nil
+	kind, detail := m.window.differs(got, want)
+	m.window.restart(m.Clock())
+	if kind == "" {
+		return nil
+	}
+	return m.diverged(kind, detail)
+}
+
+// digestOf is a digest of hashes, and of a clock, ns.
+func digestOf(memory, cpu, devices, clock uint64) []byte {
+	d := make([]byte, 0, digestSize)
+	for _, h := range [...]uint64{memory, cpu, devices, xxh3.Hash(binary.LittleEndian.AppendUint64(nil, clock))} {
+		d = binary.LittleEndian.AppendUint32(d, uint32(h))
+	}
+	return d
+}
+
+// differs says which of want's parts differ in a digest, and what is known of that;
+// kind is empty where they are equal.
+func (s *Sweep) differs(got, want []byte) (kind, detail string) {
 	var differ []string
-	for i, part := range digestParts {
+	for i, part := range digestParts[:len(want)/4] {
 		if !bytes.Equal(got[4*i:4*i+4], want[4*i:4*i+4]) {
 			differ = append(differ, part)
 		}
 	}
-	s := m.window
-	m.window.restart(m.Clock())
 	if len(differ) == 0 {
-		return nil
+		return "", ""
 	}
-	kind := strings.Join(differ, "+")
-	detail := kind + " differs"
+	kind = strings.Join(differ, "+")
+	detail = kind + " differs"
 	if differ[0] == "memory" {
 		detail = fmt.Sprintf("%s, among %d pages from page %#x on", detail, s.pages, s.from)
 	}
-	return m.diverged(kind, detail)
+	return kind, detail
 }
 
 // diverged says that this copy isn't what the primary's is.

@@ -9,21 +9,24 @@ import (
 	"math/rand/v2"
 	"slices"
 
+	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/mem"
 )
 
 // FlipMemory flips one bit of guest memory, of any page, and says which.
-func (m *Machine) FlipMemory(r *rand.Rand) (string, error) {
-	page, bit := r.IntN(m.Memory.Pages()), r.IntN(8*mem.PageSize)
-	was := m.Memory.HashPage(page)
-	m.Memory.Page(page)[bit/8] ^= 1 << (bit % 8)
-	if m.Memory.HashPage(page) == was {
+func (m *Machine) FlipMemory(r *rand.Rand) (string, error) { return flipMemory(m.Memory, r), nil }
+
+func flipMemory(m *mem.Memory, r *rand.Rand) string {
+	page, bit := r.IntN(m.Pages()), r.IntN(8*mem.PageSize)
+	was := m.HashPage(page)
+	m.Page(page)[bit/8] ^= 1 << (bit % 8)
+	if m.HashPage(page) == was {
 		// An accessed bit: set by the processor as it likes.
-		m.Memory.Page(page)[bit/8] ^= 1 << (bit % 8)
-		return m.FlipMemory(r)
+		m.Page(page)[bit/8] ^= 1 << (bit % 8)
+		return flipMemory(m, r)
 	}
-	return fmt.Sprintf("bit %d of page %#x", bit, page), nil
+	return fmt.Sprintf("bit %d of page %#x", bit, page)
 }
 
 // FlipRegister flips one bit of a register of the CPU or its FPU.
@@ -70,8 +73,10 @@ func (m *Machine) FlipRegister(r *rand.Rand) (string, error) {
 }
 
 // FlipDevice flips one bit of a number in a device's state.
-func (m *Machine) FlipDevice(r *rand.Rand) (string, error) {
-	was, err := m.Board.State()
+func (m *Machine) FlipDevice(r *rand.Rand) (string, error) { return flipDevice(m.Board, r) }
+
+func flipDevice(devices *board.Board, r *rand.Rand) (string, error) {
+	was, err := devices.State()
 	if err != nil {
 		return "", err
 	}
@@ -82,12 +87,12 @@ func (m *Machine) FlipDevice(r *rand.Rand) (string, error) {
 			continue
 		}
 		b[at] ^= 1 << r.IntN(3)
-		if !json.Valid(b) || m.Board.Restore(b) != nil {
+		if !json.Valid(b) || devices.Restore(b) != nil {
 			continue
 		}
-		if now, err := m.Board.State(); err == nil && !slices.Equal(now, was) {
+		if now, err := devices.State(); err == nil && !slices.Equal(now, was) {
 			return fmt.Sprintf("a digit of the devices' state, ...%s...", b[max(0, at-30):min(len(b), at+10)]), nil
 		}
 	}
-	return "", errors.Join(errors.New("no device's state could be flipped"), m.Board.Restore(was))
+	return "", errors.Join(errors.New("no device's state could be flipped"), devices.Restore(was))
 }
