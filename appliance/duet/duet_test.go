@@ -32,6 +32,7 @@ type host struct {
 	console func() (net.Conn, error) // nil: the guest runs elsewhere
 	tape    []byte                   // a recording
 	drained bool
+	events  []api.Event // nil: two of its own
 	looks   int
 }
 
@@ -110,7 +111,18 @@ func (h *host) Stream(_ context.Context, name, path string) (*http.Response, err
 }
 
 func (h *host) Events(context.Context) []api.Event {
-	return []api.Event{{At: time.Unix(1, 0), What: "hvd started"}, {At: time.Unix(2, 0), VM: "db", Epoch: 2, Role: "alone", What: "went live"}}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.events != nil {
+		return h.events
+	}
+	return []api.Event{
+		{At: time.Unix(1, 0), Host: "a", Kind: api.EventProcess, What: "hvd started"},
+		{
+			At: time.Unix(2, 0), Host: "a", VM: "db", Kind: api.EventFence, Epoch: 2, From: "fencing", Role: "solo", Position: 90,
+			Cause: "the primary is silent", What: "host b is fenced; live",
+		},
+	}
 }
 
 func (h *host) Vsock(_ context.Context, _ string, port uint32) (net.Conn, error) {

@@ -44,7 +44,9 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
   console NAME                 its last console output
   vm console NAME              type at its console; with --peer it goes on there when that host takes over. On a
                                terminal Ctrl-] ends it, a pipe's end when the guest is silent for a second
-  events [NAME]                what happened on the host, or to one VM
+  events [--vm NAME] [--since 90m|TIME] [--json] [--follow]
+                               what happened on the host, or to one VM; with --peer on both hosts, in the order of
+                               their clocks
   agent NAME ping|info|shutdown|reboot
                                talk to the agent in the guest
   vsock NAME PORT              connect standard input and output to a port of the guest
@@ -108,7 +110,7 @@ var commands = map[string]command{
 	"shutdown":         {1, 1, false, tell((*api.Client).Shutdown, "was told to shut down")},
 	"force-start":      {1, 1, false, tell((*api.Client).ForceStart, "starts")},
 	"console":          {1, 1, false, showConsole},
-	"events":           {0, 1, false, showEvents},
+	"events":           {0, 8, true, showEvents},
 	"agent":            {2, 2, false, agent},
 	"vsock":            {2, 2, true, vsock},
 }

@@ -132,22 +132,3 @@ func showVM(ctx context.Context, e env) error {
 }
 
 func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000") }
-
-func showEvents(ctx context.Context, e env) error {
-	list, err := e.client.Events(ctx)
-	if err != nil {
-		return err
-	}
-	return table(e.out, func(w io.Writer) {
-		for _, v := range list {
-			if len(e.args) > 0 && v.VM != e.args[0] {
-				continue
-			}
-			of := ""
-			if v.Epoch > 0 || v.Role != "" {
-				of = fmt.Sprintf("%s %d", v.Role, v.Epoch)
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", stamp(v.At), api.OneLine(v.VM), api.OneLine(of), api.OneLine(v.What))
-		}
-	})
-}

@@ -37,7 +37,8 @@
 //	                                      stream (hvd/recording)
 //	GET    /v1/vms/{name}/vsock/{port}    Upgrade: vsock; then a raw stream to that
 //	                                      port of the guest
-//	GET    /v1/events                     []Event, oldest first
+//	GET    /v1/events?since=TIME&vm=NAME  []Event, oldest first; since that time (RFC
+//	                                      3339), and of that VM, if they are given
 //
 // A VM process serves, on its socket, what is below /v1/vms/{name} as /v1/vm:
 // GET /v1/vm, POST /v1/vm/start, GET /v1/vm/console, GET /v1/vm/events and so
@@ -160,13 +161,31 @@ type Failover struct {
 	Reissued    int       `json:"reissued"`     // disk requests
 }
 
-// Event is something that happened, for people.
+// The kinds of events: what an event is about. One that changes the copy's role has From and Role as well.
+const (
+	EventRole       = "role"       // a change of role that is about nothing else, such as a start or a halt
+	EventSuspicion  = "suspicion"  // the other host's copy is suspected, or no longer
+	EventArbiter    = "arbiter"    // how an operation on the arbiter block ended, and what it decides
+	EventFence      = "fence"      // how a fence ended
+	EventDivergence = "divergence" // executions differ
+	EventSeed       = "seed"       // a state transfer begins, ends or fails
+	EventVolume     = "volume"     // the volume answers, or doesn't
+	EventCommand    = "command"    // what a user told the copy or the host, or why that is refused
+	EventProcess    = "process"    // a VM's process, or the host's daemon, starts or ends
+)
+
+// Event is something that happened.
 type Event struct {
-	At    time.Time `json:"at"`
-	VM    string    `json:"vm,omitempty"` // empty: the host
-	Epoch uint64    `json:"epoch,omitempty"`
-	Role  string    `json:"role,omitempty"` // after it
-	What  string    `json:"what"`
+	At       time.Time `json:"at"`                 // by the clock of the host that tells it
+	Host     string    `json:"host,omitempty"`     // that tells it
+	VM       string    `json:"vm,omitempty"`       // empty: the host itself
+	Kind     string    `json:"kind,omitempty"`     // Event...
+	Epoch    uint64    `json:"epoch,omitempty"`    // of the arbiter block that the copy knows
+	From     string    `json:"from,omitempty"`     // role before it, if it changes that
+	Role     string    `json:"role,omitempty"`     // role after it
+	Position uint64    `json:"position,omitempty"` // of the guest here, in counted exits; 0: there is none
+	Cause    string    `json:"cause,omitempty"`    // why, one line; empty: What says no more than that
+	What     string    `json:"what"`               // for people, one line
 
 	Divergence *Divergence `json:"divergence,omitempty"`
 }

@@ -175,6 +175,18 @@ func (c *Client) Events(ctx context.Context) (list []Event, err error) {
 	return list, c.call(ctx, http.MethodGet, "/v1/events", nil, &list)
 }
 
+// EventsSince returns what happened since a time, to a VM if one is named; the zero time is the beginning.
+func (c *Client) EventsSince(ctx context.Context, since time.Time, vm string) (list []Event, err error) {
+	q := url.Values{}
+	if !since.IsZero() {
+		q.Set("since", since.UTC().Format(time.RFC3339Nano))
+	}
+	if vm != "" {
+		q.Set("vm", vm)
+	}
+	return list, c.call(ctx, http.MethodGet, "/v1/events?"+q.Encode(), nil, &list)
+}
+
 func (c *Client) act(ctx context.Context, name, what string) error {
 	return c.call(ctx, http.MethodPost, vmPath(name)+"/"+what, nil, nil)
 }

@@ -24,6 +24,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -204,11 +205,28 @@ func (h *handler) vm(w http.ResponseWriter, r *http.Request) {
 func (h *handler) events(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readLimit)
 	defer cancel()
-	list := h.b.Events(ctx)
-	if list == nil {
-		list = []api.Event{}
+	since, vm, err := wanted(r.URL.Query())
+	if err != nil {
+		answer(w, nil, err)
+		return
+	}
+	list := []api.Event{}
+	for _, e := range h.b.Events(ctx) {
+		if !e.At.Before(since) && (vm == "" || e.VM == vm) {
+			list = append(list, e)
+		}
 	}
 	answer(w, list, nil)
+}
+
+// wanted is which events a query asks for.
+func wanted(q url.Values) (since time.Time, vm string, err error) {
+	if text := q.Get("since"); text != "" {
+		if since, err = time.Parse(time.RFC3339Nano, text); err != nil {
+			return since, "", api.Errorf(http.StatusBadRequest, "since=%.60q: expected a time such as 2026-01-02T15:04:05Z", text)
+		}
+	}
+	return since, q.Get("vm"), nil
 }
 
 func (h *handler) create(w http.ResponseWriter, r *http.Request) {

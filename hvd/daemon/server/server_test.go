@@ -169,6 +169,7 @@ func TestResources(t *testing.T) {
 		{second(c.VM(ctx, "a/b c")), 404, `there is no VM "a/b c"`},
 		{c.Stop(ctx, "db"), 409, "it is off already"},
 		{c.Delete(ctx, "db"), 500, "the disk is on fire"},
+		{second(c.EventsSince(ctx, time.Date(12345, 1, 1, 0, 0, 0, 0, time.UTC), "")), 400, `since="12345-01-01T00:00:00Z": expected a time such as 2026-01-02T15:04:05Z`},
 	} {
 		var e *api.Error
 		if !errors.As(bad.err, &e) || e.Status != bad.status || e.Line != bad.line {
