@@ -23,10 +23,14 @@ func (m *Machine) Unmovable() string {
 	case Primary:
 	case Pausing, Yielding:
 		return "a switchover is under way already"
-	case Alone:
+	case Alone, Seeding, Gating, Pairing:
+		switch {
+		case m.unprotected:
+			return "it runs unprotected, as a user wants: have it protected first"
+		case m.role != Alone:
+			return "it isn't protected yet: wait until it is"
+		}
 		return "it isn't protected: no other host has a copy that could go on"
-	case Seeding, Gating, Pairing:
-		return "it isn't protected yet: wait until it is"
 	case Resolving:
 		return "it has just lost its secondary"
 	case Stopping:
@@ -37,6 +41,8 @@ func (m *Machine) Unmovable() string {
 	switch {
 	case m.wantStop != "":
 		return "it is being stopped"
+	case m.unprotected:
+		return "it is about to run unprotected, as a user wants"
 	case msg.Role != Secondary || msg.Seed != m.seed || m.torn || !m.heard():
 		return "its secondary is in doubt"
 	case msg.VolumeLost || m.volumeLost():

@@ -35,7 +35,7 @@ func (m *Machine) advanceLive() bool {
 // beginSeed seeds the peer when it is there, empty and of use.
 func (m *Machine) beginSeed() bool {
 	msg := m.peer.msg
-	if m.doubt || !m.link || !m.heard() || m.linkInc != msg.Incarnation || msg.Role != Standby ||
+	if m.unprotected || m.doubt || !m.link || !m.heard() || m.linkInc != msg.Incarnation || msg.Role != Standby ||
 		msg.VolumeLost || msg.Drained || m.volumeLost() || m.now < m.seedHold {
 		return false
 	}
@@ -89,7 +89,7 @@ func (m *Machine) secondaryLost() (Kind, string) {
 	switch why {
 	case Diverge.String():
 		return AboutDivergence, why
-	case peerDrained:
+	case peerDrained, notWanted:
 		return AboutCommand, why
 	}
 	return AboutSuspicion, why
@@ -113,6 +113,8 @@ func (m *Machine) lostBy() string {
 		return Diverge.String()
 	case ours && msg.Drained:
 		return peerDrained
+	case m.unwanted():
+		return notWanted
 	case m.role == Seeding:
 		return ""
 	case m.former != Seed{} && msg.Seed == m.former && (msg.Role == Primary || msg.Role == Pausing || msg.Role == Yielding):

@@ -128,6 +128,8 @@ type Machine struct {
 	moveAt  time.Duration // drained: no switchover before
 	idle    bool          // drained: people were told that the VM isn't started here
 
+	unprotected bool // the VM is to run without a secondary
+
 	reannounce bool // live: the former primary may have sent since Announce
 
 	wantStart bool

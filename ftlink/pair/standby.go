@@ -81,6 +81,8 @@ func (m *Machine) command(v Verb) {
 		m.testFailover()
 	case Drain, Undrain:
 		m.drain(v == Drain)
+	case Unprotect, Protect:
+		m.unprotect(v == Unprotect)
 	case Stop:
 		switch {
 		case m.role == Yielding:
