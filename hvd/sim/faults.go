@@ -216,6 +216,7 @@ func (w *World) repair() {
 		}
 	}
 	w.volume.unreachable, w.volume.loseReplies, w.volume.stallUntil = [2]bool{}, false, [2]time.Duration{}
+	w.unprotect(false)
 	for h, p := range w.hosts {
 		w.drain(h, false)
 		if p == nil {

@@ -177,6 +177,25 @@ func (w *World) protected() (live, standby *process) {
 	return live, standby
 }
 
+// checkUnprotected follows a VM that a user has wanted without a secondary for long,
+// in a repaired world. Then it gets one again.
+func (w *World) checkUnprotected() {
+	alone, standby := 0, 0
+	for _, p := range w.hosts {
+		switch {
+		case p == nil:
+		case p.machine.Role() == pair.Alone:
+			alone++
+		case p.machine.Role() == pair.Standby:
+			standby++
+		}
+	}
+	if alone != 1 || standby != 1 {
+		w.fail("a user wants no secondary, and there are %v and %v", w.hosts[0], w.hosts[1])
+	}
+	w.unprotect(false)
+}
+
 // checkEnd looks at what the repaired world made of itself.
 func (w *World) checkEnd() {
 	live, standby := w.protected()

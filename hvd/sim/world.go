@@ -39,6 +39,8 @@
 //   - the block's epoch grows by one with each change
 //   - no write of a former primary lands once another copy is live
 //   - what goes live was whole
+//   - no host that knows that a user wants no secondary makes one, and one that
+//     is there is dropped
 //   - a secondary reads what its primary read, as long as they are a pair, and
 //     whatever goes live has
 //   - in the end the VM runs protected and serves all clients, and there is an
@@ -104,6 +106,8 @@ type bugs struct {
 	runOn            bool // the guest runs on when the block is asked for
 	readsAtOnce      bool // answers to reads don't wait in the gate, for they change nothing
 	neverRegistered  bool // a secondary says that it may write, and may not
+	openUnprotected  bool // effects leave at once when a user wants no secondary
+	forgetsUser      bool // a new process isn't told that a user wants no secondary
 }
 
 // World is one history.
@@ -123,6 +127,10 @@ type World struct {
 	level   lockstep.Level
 	hosts   [2]*process // the process of each host; nil: none
 	drained [2]bool
+
+	unprotected bool    // a user wants the VM to run without a secondary
+	told        [2]bool // and the host knows
+
 	volume  *volume
 	network network
 	clients [clientCount]*client
@@ -154,6 +162,10 @@ func run(seed uint64, o Options) (*World, error) {
 	w.after(within(w.plan.times['f'], 0, time.Second), w.nextFault)
 	w.after(within(w.plan.times['u'], time.Second, 3*time.Second), w.userMoves)
 	w.at(faultTime, w.repair)
+	if w.chance(50) {
+		w.at(faultTime+repairTime/3, func() { w.unprotect(true) })
+		w.at(faultTime+repairTime*2/3, w.checkUnprotected)
+	}
 	w.play(faultTime + repairTime)
 	if w.err == nil {
 		w.checkEnd()
@@ -184,6 +196,10 @@ func (w *World) userMoves() {
 			w.drain(host, !w.drained[host])
 			return
 		}
+		if !w.single && w.now < faultTime && w.chance(8) {
+			w.unprotect(!w.unprotected)
+			return
+		}
 		if p := w.hosts[host]; p != nil {
 			w.did(kind, host, "%v is told: %s", p, faultNames[kind])
 			p.do(func() { p.step(pair.Command{Verb: verb}) })
@@ -207,6 +223,31 @@ func (w *World) drain(host int, on bool) {
 	}
 	if p := w.hosts[host]; p != nil {
 		p.do(func() { p.step(pair.Command{Verb: verb}) })
+	}
+}
+
+// unprotect is a user who wants the VM to run without a secondary, or with one
+// again. The hosts learn it by the VM's definition, which each looks at now and then.
+func (w *World) unprotect(on bool) {
+	if w.unprotected == on {
+		return
+	}
+	w.unprotected = on
+	kind := moveProtect
+	if on {
+		kind = moveUnprotect
+	}
+	w.did(kind, both, "user      has the VM %s", faultNames[kind])
+	for h := range w.hosts {
+		w.after(w.between(0, time.Second), func() { w.tellUnprotected(h) })
+	}
+}
+
+// tellUnprotected gives a host what the user wants now.
+func (w *World) tellUnprotected(host int) {
+	w.told[host] = w.unprotected
+	if p := w.hosts[host]; p != nil {
+		p.learnUnprotected(w.told[host])
 	}
 }
 
