@@ -52,6 +52,14 @@ func (h *host) Drain(_ context.Context, on bool) (api.Host, error) {
 	return api.Host{Name: "a", Drained: on}, nil
 }
 
+func (h *host) Protect(_ context.Context, name string, on bool) (api.VM, error) {
+	h.note(fmt.Sprintf("protect %s %t", name, on))
+	if name == "web" {
+		return api.VM{}, api.Errorf(503, "no volume: it doesn't answer")
+	}
+	return api.VM{Name: name, Unprotected: !on}, nil
+}
+
 func (h *host) VMs(context.Context) ([]api.VM, error) {
 	if h.drained {
 		// One leaves while it is waited for.
@@ -63,13 +71,13 @@ func (h *host) VMs(context.Context) ([]api.VM, error) {
 	}
 	return []api.VM{
 		{Name: "db", Role: "primary", Live: true, Protected: true, Epoch: 3, LagMS: 1.25, Output: "verified", Accessed: "steady: so it is"},
-		{Name: "web", Role: "failed", Output: "received", Error: "no kernel\x1b[2J was found"},
+		{Name: "web", Role: "failed", Unprotected: true, Output: "received", Error: "no kernel\x1b[2J was found"},
 	}, nil
 }
 
 func (h *host) VM(context.Context, string) (api.VM, error) {
 	return api.VM{
-		Name: "db", Role: "alone", ClockNS: 1500e6, LinkMS: 0.4, EchoMS: 1.5, Counters: api.Counters{Exits: 12, Ticks: 5, AtExit: 6, AtPoint: 2},
+		Name: "db", Role: "alone", Unprotected: true, ClockNS: 1500e6, LinkMS: 0.4, EchoMS: 1.5, Counters: api.Counters{Exits: 12, Ticks: 5, AtExit: 6, AtPoint: 2},
 		Locator: "pmu", LocatorWhy: "the counters of this Zen passed the self-test",
 		Seed:     &api.Seed{Pages: 7, PauseMS: 2.5},
 		Failover: &api.Failover{At: time.Unix(0, 0), Cause: "peer is silent", LiveMS: 250},

@@ -27,6 +27,10 @@
 //	                                      which the caller knows to be off
 //	POST   /v1/vms/{name}/switchover      exchange the roles of the hosts, with
 //	                                      nothing lost; answers when that is done
+//	POST   /v1/vms/{name}/unprotect       have it run without a secondary, also after a
+//	                                      restart of both hosts; VM. Both hosts follow
+//	                                      within seconds
+//	POST   /v1/vms/{name}/protect         the end of that; VM
 //	POST   /v1/vms/{name}/test-failover   drop this host's copy, which runs, so that
 //	                                      the other one takes over
 //	GET    /v1/vms/{name}/console         its last console output, text
@@ -75,9 +79,11 @@ type VM struct {
 	Role      string `json:"role"`      // pair.Role of this host's copy; without a process, "waiting" for one or "failed"
 	Live      bool   `json:"live"`      // the guest runs here
 	Protected bool   `json:"protected"` // primary with a secondary in lockstep
-	Epoch     uint64 `json:"epoch"`
-	Error     string `json:"error,omitempty"` // why it doesn't run or isn't protected, one line
-	Output    string `json:"output"`          // the level of the output rule
+	// Unprotected says that a user wants it to run without a secondary.
+	Unprotected bool   `json:"unprotected,omitempty"`
+	Epoch       uint64 `json:"epoch"`
+	Error       string `json:"error,omitempty"` // why it doesn't run or isn't protected, one line
+	Output      string `json:"output"`          // the level of the output rule
 	// Accessed says, while there is a guest, what was done so that the accessed
 	// bits of its page tables can't make copies diverge: a word (steady, untouched
 	// or unknown) and what follows from it, one line.

@@ -160,6 +160,17 @@ func (c *Client) Switchover(ctx context.Context, name string) error {
 	return c.act(ctx, name, "switchover")
 }
 
+// Unprotect has a VM run without a secondary until Protect is called. It returns when the volume says so; both hosts follow
+// within seconds.
+func (c *Client) Unprotect(ctx context.Context, name string) (v VM, err error) {
+	return v, c.call(ctx, http.MethodPost, vmPath(name)+"/unprotect", nil, &v)
+}
+
+// Protect lets a VM have a secondary again.
+func (c *Client) Protect(ctx context.Context, name string) (v VM, err error) {
+	return v, c.call(ctx, http.MethodPost, vmPath(name)+"/protect", nil, &v)
+}
+
 // TestFailover drops the copy of a VM that runs here, protected: the other one takes over as if this host had died.
 func (c *Client) TestFailover(ctx context.Context, name string) error {
 	return c.act(ctx, name, "test-failover")

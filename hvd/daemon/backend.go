@@ -104,7 +104,7 @@ func (d *instance) find(name string) (*vm, error) {
 // look asks a VM's process for the VM's state, and says what is known where it doesn't answer.
 func (d *instance) look(ctx context.Context, v *vm) api.VM {
 	def, blocked := d.fleet.definition(v)
-	state := api.VM{Name: v.name, Output: def.Output, Role: roleFailed, Error: blocked}
+	state := api.VM{Name: v.name, Output: def.Output, Unprotected: def.Unprotected, Role: roleFailed, Error: blocked}
 	if blocked != "" {
 		return state
 	}
@@ -112,7 +112,7 @@ func (d *instance) look(ctx context.Context, v *vm) api.VM {
 	defer cancel()
 	got, err := v.sock.VM(ctx)
 	if err == nil {
-		got.Name = v.name
+		got.Name, got.Unprotected = v.name, def.Unprotected
 		return got
 	}
 	state.Error = v.lastFault()

@@ -86,7 +86,7 @@ func fakeVM(name, dir string) error {
 		api.WriteError(w, api.Errorf(http.StatusConflict, "it runs already"))
 	})
 	mux.HandleFunc("POST /v1/vm/stop", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") })
-	for _, action := range []string{"drain", "undrain"} {
+	for _, action := range []string{"drain", "undrain", "protect", "unprotect"} {
 		mux.HandleFunc("POST /v1/vm/"+action, func(http.ResponseWriter, *http.Request) {
 			fmt.Fprintln(os.Stderr, "told to "+action)
 		})

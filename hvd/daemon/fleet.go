@@ -40,6 +40,7 @@ type vm struct {
 
 	mu    sync.Mutex
 	state supervise.Change // the process' last change
+	knows protection       // what the process was told of it
 	fault string           // why it ended last time
 	quiet bool             // it ends by the same fault again and again
 }

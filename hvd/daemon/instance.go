@@ -178,13 +178,14 @@ func (d *instance) serve(ctx context.Context) {
 	}
 }
 
-// collect takes over the events of the VMs' processes.
+// collect takes over the events of the VMs' processes, and tells those that don't know whether a user wants a secondary.
 func (d *instance) collect(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	var all sync.WaitGroup
 	for _, v := range d.fleet.list() {
 		all.Go(func() {
+			d.tellProtection(ctx, v)
 			list, err := v.sock.Events(ctx)
 			if err != nil {
 				return // it isn't up, or its state says what is wrong

@@ -380,6 +380,9 @@ func (p *Process) loop(ctx context.Context) error {
 	if _, err := os.Stat(hostcfg.DrainedPath(p.opt.HostConfig)); err == nil {
 		p.step(ctx, pair.Command{Verb: pair.Drain})
 	}
+	if p.def.Unprotected {
+		p.step(ctx, pair.Command{Verb: pair.Unprotect})
+	}
 	for !p.ending {
 		p.pulse.turn(time.Now())
 		select {

@@ -62,6 +62,8 @@ type Backend interface {
 	VM(ctx context.Context, name string) (api.VM, error)
 	Create(ctx context.Context, definition []byte) (api.VM, error)
 	Delete(ctx context.Context, name string) error
+	// Protect lets a VM have a secondary, or has it run without one.
+	Protect(ctx context.Context, name string, on bool) (api.VM, error)
 	// Forward sends a request to the VM's process: path is what comes after the VM, such as "/start".
 	Forward(ctx context.Context, name, method, path string) (vmsock.Reply, error)
 	// Stream sends a GET to the VM's process; the answer's body comes for as long as ctx lasts.
@@ -141,6 +143,8 @@ func Handler(cfg Config) http.Handler {
 	mux.HandleFunc("GET /v1/vms/{name}/console", h.console)
 	mux.HandleFunc("GET /v1/vms/{name}/recording", h.recording)
 	mux.HandleFunc("GET /v1/vms/{name}/vsock/{port}", h.vsock)
+	mux.HandleFunc("POST /v1/vms/{name}/protect", h.protect(true))
+	mux.HandleFunc("POST /v1/vms/{name}/unprotect", h.protect(false))
 	mux.HandleFunc("POST /v1/vms/{name}/{action}", h.act)
 	mux.HandleFunc("GET /v1/events", h.events)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -182,6 +186,15 @@ func (h *handler) drain(on bool) http.HandlerFunc {
 		defer cancel()
 		host, err := h.b.Drain(ctx, on)
 		answer(w, host, err)
+	}
+}
+
+func (h *handler) protect(on bool) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), changeLimit)
+		defer cancel()
+		v, err := h.b.Protect(ctx, r.PathValue("name"), on)
+		answer(w, v, err)
 	}
 }
 
