@@ -45,6 +45,8 @@ type process struct {
 
 	early     []batch // log that came before this copy knew that it had yielded
 	replica   *lockstep.Secondary[effect]
+	load      load
+	epoch     uint64                      // the newest that the machine knew
 	executing *lockstep.Secondary[effect] // the replica for which a step is arranged
 	unwanted  bool                        // it knows that a user wants no secondary
 	consuming bool
@@ -83,6 +85,9 @@ func (w *World) startProcess(h int) {
 		p.learnUnprotected(true)
 	}
 	p.clock()
+	if w.speed > 0 {
+		p.startLoad()
+	}
 	w.network.dial()
 }
 
@@ -157,6 +162,7 @@ func (p *process) step(in pair.Input) {
 			p.carryOut(o)
 		}
 	}
+	p.checkMachine()
 }
 
 func (p *process) carryOut(o pair.Output) {
@@ -179,6 +185,9 @@ func (p *process) carryOut(o pair.Output) {
 	case pair.Gate:
 		p.setGate(o.Mode)
 	case pair.Consume:
+		if p.w.bugs.neverConsumed {
+			return
+		}
 		if p.half { // only by mistake
 			p.step(pair.Consumed{})
 			return
@@ -217,6 +226,9 @@ func (p *process) carryOut(o pair.Output) {
 
 // note counts the changes of role that a history met.
 func (p *process) note(e pair.Event) {
+	if p.w.tell != nil {
+		p.w.tell(p.host, e)
+	}
 	if e.From == e.Role {
 		return
 	}
