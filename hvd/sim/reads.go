@@ -16,7 +16,9 @@ const readPatience = 50 * time.Millisecond
 // sector is what a disk block is padded to, for references know only
 // whole sectors.
 func (b block) sector() []byte {
-	return append(b.encode(), make([]byte, diskref.SectorSize-blockSize)...)
+	p := make([]byte, diskref.SectorSize)
+	b.append(p[:0])
+	return p
 }
 
 func (r request) tracked() diskref.Request {

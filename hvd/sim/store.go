@@ -50,8 +50,7 @@ type record struct {
 
 const recordSize = 8 + 8*clientCount
 
-func (r record) encode() []byte {
-	b := make([]byte, 0, recordSize)
+func (r record) append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, r.value)
 	for _, n := range r.writes {
 		b = binary.LittleEndian.AppendUint64(b, n)
@@ -73,7 +72,9 @@ type block [2]record
 
 const blockSize = 2 * recordSize
 
-func (b block) encode() []byte { return append(b[0].encode(), b[1].encode()...) }
+func (b block) encode() []byte { return b.append(make([]byte, 0, blockSize)) }
+
+func (b block) append(p []byte) []byte { return b[1].append(b[0].append(p)) }
 
 func decodeBlock(b []byte) block { return block{decodeRecord(b), decodeRecord(b[recordSize:])} }
 

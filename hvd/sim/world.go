@@ -15,7 +15,7 @@ import (
 
 const (
 	faultTime  = 9 * time.Second
-	repairTime = 9 * time.Second
+	repairTime = 8 * time.Second
 )
 
 var vmID = pair.UUID{0xd0, 0xe7}
