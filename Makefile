@@ -13,7 +13,8 @@ help:
 	@echo 'make pure             the tests that start no emulated hosts'
 	@echo 'make nested           the tests in emulated hosts, one after the other'
 	@echo 'make demo [SEED=n] [KEEP=1]   a pair in QEMU whose hosts are killed under load'
-	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n [VARY=n KEEP=steps] plays one, with a trace'
+	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n [VARY=n KEEP=steps] plays one, with a trace;'
+	@echo '                      HOURS=1000 plays heartbeats that come late, and wants no suspicion'
 	@echo 'make flips [N=n] [SEED=s]    bits flipped in a simulated secondary: each found, or dead, and repaired'
 	@echo 'make soak [RUNS=n] [SEED=s]   record and replay unmodified guests at work until something differs'
 	@echo 'make torture          inputs at every exit, trap and instruction of a small guest, replayed (hours)'
@@ -44,7 +45,7 @@ demo:
 	go run ./image/demo $(if $(SEED),-seed $(SEED)) $(if $(KEEP),-keep)
 
 sim:
-	go test -count=1 -timeout 24h -v ./hvd/sim $(if $(SEED),-run 'TestSeed$$' -sim.seed $(SEED) $(if $(KEEP),-sim.keep $(KEEP)) $(if $(VARY),-sim.vary $(VARY)) $(if $(SINGLE),-sim.single),-run 'TestSeeds$$|TestOneFault|TestSame' $(if $(SEEDS),-sim.seeds $(SEEDS)))
+	go test -count=1 -timeout 24h -v ./hvd/sim $(if $(HOURS),-run TestNoFalse -sim.hours $(HOURS),$(if $(SEED),-run 'TestSeed$$' -sim.seed $(SEED) $(if $(KEEP),-sim.keep $(KEEP)) $(if $(VARY),-sim.vary $(VARY)) $(if $(SINGLE),-sim.single),-run 'TestSeeds$$|TestOneFault|TestSame' $(if $(SEEDS),-sim.seeds $(SEEDS))))
 
 flips:
 	go test -count=1 -timeout 24h -v -tags faultinject -run TestToyFlips ./hvd/machine $(if $(N),-toyflips $(N)) $(if $(SEED),-toyseed $(SEED))

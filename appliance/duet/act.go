@@ -39,6 +39,14 @@ func move(do func(*api.Client, context.Context, string) error, done string) func
 	}
 }
 
+// protect makes the command for a VM's protection. Its state is of no use here: it changes in the seconds after.
+func protect(do func(*api.Client, context.Context, string) (api.VM, error), done string) func(context.Context, env) error {
+	return move(func(c *api.Client, ctx context.Context, name string) error {
+		_, err := do(c, ctx, name)
+		return err
+	}, done)
+}
+
 func create(ctx context.Context, e env) error {
 	in, name := e.in, "standard input"
 	if e.args[0] != "-" {

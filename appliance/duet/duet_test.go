@@ -32,6 +32,7 @@ type host struct {
 	console func() (net.Conn, error) // nil: the guest runs elsewhere
 	tape    []byte                   // a recording
 	drained bool
+	events  []api.Event // nil: two of its own
 	looks   int
 }
 
@@ -51,6 +52,14 @@ func (h *host) Drain(_ context.Context, on bool) (api.Host, error) {
 	return api.Host{Name: "a", Drained: on}, nil
 }
 
+func (h *host) Protect(_ context.Context, name string, on bool) (api.VM, error) {
+	h.note(fmt.Sprintf("protect %s %t", name, on))
+	if name == "web" {
+		return api.VM{}, api.Errorf(503, "no volume: it doesn't answer")
+	}
+	return api.VM{Name: name, Unprotected: !on}, nil
+}
+
 func (h *host) VMs(context.Context) ([]api.VM, error) {
 	if h.drained {
 		// One leaves while it is waited for.
@@ -62,13 +71,13 @@ func (h *host) VMs(context.Context) ([]api.VM, error) {
 	}
 	return []api.VM{
 		{Name: "db", Role: "primary", Live: true, Protected: true, Epoch: 3, LagMS: 1.25, Output: "verified", Accessed: "steady: so it is"},
-		{Name: "web", Role: "failed", Output: "received", Error: "no kernel\x1b[2J was found"},
+		{Name: "web", Role: "failed", Unprotected: true, Output: "received", Error: "no kernel\x1b[2J was found"},
 	}, nil
 }
 
 func (h *host) VM(context.Context, string) (api.VM, error) {
 	return api.VM{
-		Name: "db", Role: "alone", ClockNS: 1500e6, LinkMS: 0.4, EchoMS: 1.5, Counters: api.Counters{Exits: 12, Ticks: 5, AtExit: 6, AtPoint: 2},
+		Name: "db", Role: "alone", Unprotected: true, ClockNS: 1500e6, LinkMS: 0.4, EchoMS: 1.5, Counters: api.Counters{Exits: 12, Ticks: 5, AtExit: 6, AtPoint: 2},
 		Locator: "pmu", LocatorWhy: "the counters of this Zen passed the self-test",
 		Seed:     &api.Seed{Pages: 7, PauseMS: 2.5},
 		Failover: &api.Failover{At: time.Unix(0, 0), Cause: "peer is silent", LiveMS: 250},
@@ -110,7 +119,18 @@ func (h *host) Stream(_ context.Context, name, path string) (*http.Response, err
 }
 
 func (h *host) Events(context.Context) []api.Event {
-	return []api.Event{{At: time.Unix(1, 0), What: "hvd started"}, {At: time.Unix(2, 0), VM: "db", Epoch: 2, Role: "alone", What: "went live"}}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.events != nil {
+		return h.events
+	}
+	return []api.Event{
+		{At: time.Unix(1, 0), Host: "a", Kind: api.EventProcess, What: "hvd started"},
+		{
+			At: time.Unix(2, 0), Host: "a", VM: "db", Kind: api.EventFence, Epoch: 2, From: "fencing", Role: "solo", Position: 90,
+			Cause: "the primary is silent", What: "host b is fenced; live",
+		},
+	}
 }
 
 func (h *host) Vsock(_ context.Context, _ string, port uint32) (net.Conn, error) {

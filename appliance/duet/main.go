@@ -40,11 +40,15 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
   shutdown NAME                press a VM's power button
   force-start NAME             start a VM here although it was the peer's, which you know to be off
   vm switchover NAME           have a protected VM change hosts, with nothing lost
+  vm unprotect NAME            have a VM run without a copy on the other host, also after restarts
+  vm protect NAME              let it have one again
   vm test-failover NAME        drop this host's copy of a protected VM, so that the other host takes over
   console NAME                 its last console output
   vm console NAME              type at its console; with --peer it goes on there when that host takes over. On a
                                terminal Ctrl-] ends it, a pipe's end when the guest is silent for a second
-  events [NAME]                what happened on the host, or to one VM
+  events [--vm NAME] [--since 90m|TIME] [--json] [--follow]
+                               what happened on the host, or to one VM; with --peer on both hosts, in the order of
+                               their clocks
   agent NAME ping|info|shutdown|reboot
                                talk to the agent in the guest
   vsock NAME PORT              connect standard input and output to a port of the guest
@@ -100,6 +104,8 @@ var commands = map[string]command{
 	"vm console":       {2, 2, true, typeConsole},
 	"vm record":        {3, 7, true, record},
 	"vm switchover":    {2, 2, false, move((*api.Client).Switchover, "runs on the other host now, and is protected by this one")},
+	"vm unprotect":     {2, 2, false, protect((*api.Client).Unprotect, "runs unprotected from now on: it ends with its host")},
+	"vm protect":       {2, 2, false, protect((*api.Client).Protect, "gets a copy on the other host again; duet vms shows when it is protected")},
 	"vm test-failover": {2, 2, false, move((*api.Client).TestFailover, "was dropped here; the other host takes over")},
 	"create":           {1, 1, false, create},
 	"delete":           {1, 1, false, remove},
@@ -108,7 +114,7 @@ var commands = map[string]command{
 	"shutdown":         {1, 1, false, tell((*api.Client).Shutdown, "was told to shut down")},
 	"force-start":      {1, 1, false, tell((*api.Client).ForceStart, "starts")},
 	"console":          {1, 1, false, showConsole},
-	"events":           {0, 1, false, showEvents},
+	"events":           {0, 8, true, showEvents},
 	"agent":            {2, 2, false, agent},
 	"vsock":            {2, 2, true, vsock},
 }

@@ -66,7 +66,7 @@ func showVMs(ctx context.Context, e env) error {
 		fmt.Fprintln(w, "NAME\tROLE\tRUNS HERE\tPROTECTED\tEPOCH\tLAG\tOUTPUT\tACCESSED BITS\tERROR")
 		for _, v := range list {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%.1f ms\t%s\t%s\t%s\n",
-				api.OneLine(v.Name), api.OneLine(v.Role), yes(v.Live), yes(v.Protected), v.Epoch, v.LagMS,
+				api.OneLine(v.Name), api.OneLine(v.Role), yes(v.Live), protection(v), v.Epoch, v.LagMS,
 				api.OneLine(v.Output), api.OneLine(firstWord(v.Accessed)), api.OneLine(v.Error))
 		}
 	})
@@ -84,6 +84,17 @@ func yes(b bool) string {
 	return "no"
 }
 
+// protection says whether a VM is protected, and whether a user wants it otherwise.
+func protection(v api.VM) string {
+	switch {
+	case v.Unprotected && v.Protected:
+		return "yes, until it knows"
+	case v.Unprotected:
+		return "no, as told"
+	}
+	return yes(v.Protected)
+}
+
 func showVM(ctx context.Context, e env) error {
 	v, err := e.client.VM(ctx, e.args[0])
 	if err != nil {
@@ -93,7 +104,8 @@ func showVM(ctx context.Context, e env) error {
 		row(w, "name", "%s", v.Name)
 		row(w, "role", "%s", v.Role)
 		row(w, "runs here", "%s", yes(v.Live))
-		row(w, "protected", "%s", yes(v.Protected))
+		row(w, "protected", "%s", protection(v))
+		row(w, "unprotected", "%s", map[bool]string{true: "by a user, until duet vm protect " + v.Name}[v.Unprotected])
 		row(w, "epoch", "%d", v.Epoch)
 		row(w, "output", "%s", v.Output)
 		row(w, "accessed bits", "%s", v.Accessed)
@@ -132,22 +144,3 @@ func showVM(ctx context.Context, e env) error {
 }
 
 func stamp(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05.000") }
-
-func showEvents(ctx context.Context, e env) error {
-	list, err := e.client.Events(ctx)
-	if err != nil {
-		return err
-	}
-	return table(e.out, func(w io.Writer) {
-		for _, v := range list {
-			if len(e.args) > 0 && v.VM != e.args[0] {
-				continue
-			}
-			of := ""
-			if v.Epoch > 0 || v.Role != "" {
-				of = fmt.Sprintf("%s %d", v.Role, v.Epoch)
-			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", stamp(v.At), api.OneLine(v.VM), api.OneLine(of), api.OneLine(v.What))
-		}
-	})
-}

@@ -102,7 +102,7 @@ func (m *Machine) decide() {
 	case m.doubt:
 		m.doubt = false
 		m.emit(Gate{GateOpen})
-		m.event("the block is still ours: %v", m.block)
+		m.event(AboutArbiter, "", "the block is still ours: %v", m.block)
 	}
 }
 
@@ -153,7 +153,7 @@ func (m *Machine) won() {
 		m.emit(Gate{GateOpen})
 		m.enter(Alone, "unprotected: won %v", m.block)
 	case Stopping:
-		m.halt("the VM is off: %v", m.block)
+		m.halt(AboutArbiter, "the VM is off: %v", m.block)
 	}
 }
 
@@ -161,18 +161,18 @@ func (m *Machine) won() {
 func (m *Machine) beaten(b Block) {
 	if m.role == Starting {
 		m.boot = false
-		m.enter(Standby, "not started here: the block says %v", b)
+		m.change(AboutArbiter, Standby, "", "not started here: the block says %v", b)
 		return
 	}
 	if m.role == Claiming && m.given(b) {
 		m.decideClaim()
 		return
 	}
-	m.halt("lost the VM: the block says %v", b)
+	m.halt(AboutArbiter, "lost the VM: the block says %v", b)
 }
 
 // suspectBlock has the block read because it may have been given away.
-func (m *Machine) suspectBlock(format string, args ...any) {
+func (m *Machine) suspectBlock(why string) {
 	if m.doubt {
 		return
 	}
@@ -181,9 +181,9 @@ func (m *Machine) suspectBlock(format string, args ...any) {
 		m.doubt = true
 		m.emit(Gate{GateClosed})
 		if m.role != Alone {
-			m.abandonSeed(format, args...)
+			m.abandonSeed(AboutArbiter, why)
 		}
-		m.event(format+"; effects wait until the block is read", args...)
+		m.event(AboutArbiter, why, "%s; effects wait until the block is read", why)
 		m.reading = m.read()
 	default: // what leaves was acknowledged, or nothing does
 		m.readAt = m.now
@@ -203,10 +203,10 @@ func (m *Machine) checkVolume() {
 	m.lost, m.tell = lost, true
 	switch {
 	case !lost:
-		m.event("the volume answers again")
+		m.event(AboutVolume, "", "the volume answers again")
 	case m.trouble != nil:
-		m.event("the volume can't be used: %v", m.trouble)
+		m.event(AboutVolume, m.trouble.Error(), "the volume can't be used: %v", m.trouble)
 	default:
-		m.event("the volume does not answer")
+		m.event(AboutVolume, "", "the volume does not answer")
 	}
 }

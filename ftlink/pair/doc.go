@@ -23,9 +23,10 @@
 //
 //	Alone --a standby is there--> Seeding --it holds all--> Gating
 //	  ^                                |                      | it knows all that left
-//	  +---------- it is lost ----------+----------------------+--> Pairing
+//	  +-- it is lost, or not wanted ---+----------------------+--> Pairing
 //	  |                                                               | written
-//	  +--won-- Resolving <--the secondary is lost-- Primary <---------+
+//	  +--won-- Resolving <--the secondary is lost,- Primary <---------+
+//	                         or not wanted
 //
 //	Primary --switchover--> Pausing --all is executed there--> Yielding --won--> Secondary
 //	   ^                       | given up                      (the former primary)
@@ -142,16 +143,17 @@
 //	           says that it won.
 //	Fencing    FenceDone: boot, or reissue and go live; announce; Alone. Error:
 //	           the fence again.
-//	Alone      A standby with the volume and a stream: Seeding. Peer says that
+//	Alone      A standby with the volume and a stream: Seeding, unless the VM is
+//	           to run unprotected. Peer says that
 //	           it owns a later epoch, or a write was refused: the gate is
 //	           closed until the block is read; then Halt, or as before.
-//	Seeding    Peer holds all: Gating. Peer lost, fault: EndSeed, Alone.
-//	Gating     Peer is as far as the gate: Pairing. Peer lost: as in Seeding,
+//	Seeding    Peer holds all: Gating. Peer lost, fault, Unprotect: EndSeed, Alone.
+//	Gating     Peer is as far as the gate: Pairing. Peer lost, Unprotect: as in Seeding,
 //	           and the gate opens: the block never said PAIR.
 //	Pairing    Swap done: Primary, whatever became of the peer meanwhile.
 //	Primary    Secondary silent, restarted, halted, diverged, claiming, too
-//	           slow, or its stream broken: Resolving. Switchover: Pause, Pausing.
-//	           TestFailover: Halt, Standby.
+//	           slow, or its stream broken: Resolving; Unprotect too. Switchover: Pause,
+//	           Pausing. TestFailover: Halt, Standby.
 //	Pausing    Paused, secondary as far and ready: Yielding. Secondary lost as in
 //	           Primary: Resume, Resolving. A volume lost, or not in
 //	           PausePatience: Resume, Primary.
@@ -164,6 +166,11 @@
 // A host that is drained takes no seeding and starts nothing by itself. Its live
 // copies are seeded to the other host and given to it; its secondaries ask, by
 // their messages, to be dropped, which costs nothing that the primary has.
+//
+// A VM that is to run unprotected is known as such to both hosts. Its live copy drops
+// the secondary as if that were lost, and its effects wait until the block says SOLO:
+// until then the secondary may win. Other roles only remember it, also over a
+// switchover, and whoever is live acts on it. Protect ends that; a standby is seeded.
 //
 // A live copy halts whenever it learns of a block with a later epoch that it
 // didn't write. The block is read each Config.VolumeCheck in every role.

@@ -23,10 +23,14 @@ func (m *Machine) Unmovable() string {
 	case Primary:
 	case Pausing, Yielding:
 		return "a switchover is under way already"
-	case Alone:
+	case Alone, Seeding, Gating, Pairing:
+		switch {
+		case m.unprotected:
+			return "it runs unprotected, as a user wants: have it protected first"
+		case m.role != Alone:
+			return "it isn't protected yet: wait until it is"
+		}
 		return "it isn't protected: no other host has a copy that could go on"
-	case Seeding, Gating, Pairing:
-		return "it isn't protected yet: wait until it is"
 	case Resolving:
 		return "it has just lost its secondary"
 	case Stopping:
@@ -37,6 +41,8 @@ func (m *Machine) Unmovable() string {
 	switch {
 	case m.wantStop != "":
 		return "it is being stopped"
+	case m.unprotected:
+		return "it is about to run unprotected, as a user wants"
 	case msg.Role != Secondary || msg.Seed != m.seed || m.torn || !m.heard():
 		return "its secondary is in doubt"
 	case msg.VolumeLost || m.volumeLost():
@@ -48,12 +54,12 @@ func (m *Machine) Unmovable() string {
 // switchover begins one, for a reason.
 func (m *Machine) switchover(cause string) {
 	if why := m.Unmovable(); why != "" {
-		m.event("refused a switchover: %s", why)
+		m.event(AboutCommand, why, "refused a switchover: %s", why)
 		return
 	}
 	m.ops++
 	m.pausing, m.paused = m.ops, false
-	m.enter(Pausing, "%s: the VM moves to host %v, the guest stands still", cause, m.cfg.Peer)
+	m.change(AboutCommand, Pausing, cause, "%s: the VM moves to host %v, the guest stands still", cause, m.cfg.Peer)
 	m.emit(Pause{m.pausing})
 }
 
@@ -66,10 +72,10 @@ func (m *Machine) drain(on bool) {
 	m.drained, m.moveAt, m.idle, m.tell = on, m.now, false, true
 	if on {
 		m.wantStart = false
-		m.event("this host is drained: no copy is started or received here")
+		m.event(AboutCommand, "", "this host is drained: no copy is started or received here")
 		return
 	}
-	m.event("this host is no longer drained")
+	m.event(AboutCommand, "", "this host is no longer drained")
 }
 
 // leave moves the VM away from a host that is drained.
@@ -88,17 +94,17 @@ func (m *Machine) stayIdle(b Block) {
 		return
 	}
 	m.idle = true
-	m.event("not started here: this host is drained; the block says %v", b)
+	m.event(AboutCommand, "this host is drained", "not started here: this host is drained; the block says %v", b)
 }
 
 // testFailover drops this copy as if it had crashed.
 func (m *Machine) testFailover() {
 	if why := m.Unmovable(); why != "" {
-		m.event("refused to test the failover: %s", why)
+		m.event(AboutCommand, why, "refused to test the failover: %s", why)
 		return
 	}
 	m.hold = m.now + m.cfg.Grace
-	m.halt("a user tests the failover: this copy is dropped")
+	m.halt(AboutCommand, "a user tests the failover: this copy is dropped")
 }
 
 // pausedAt takes in that the guest stands still.
@@ -111,9 +117,9 @@ func (m *Machine) pausedAt(in Paused) {
 // advancePausing gives the VM away once the secondary has executed all there is,
 // at either level: what it would find out later could cost the guest's memory.
 func (m *Machine) advancePausing() bool {
-	if why := m.secondaryLost(); why != "" {
+	if k, why := m.secondaryLost(); why != "" {
 		m.emit(Resume{})
-		m.resolve(why)
+		m.resolve(k, why)
 		return true
 	}
 	msg := m.peer.msg
@@ -138,7 +144,7 @@ func (m *Machine) advancePausing() bool {
 // resume gives the switchover up. The block was never asked for.
 func (m *Machine) resume(why string) {
 	m.emit(Resume{})
-	m.enter(Primary, "the switchover is given up: %s; the guest goes on here", why)
+	m.change(AboutRole, Primary, why, "the switchover is given up: %s; the guest goes on here", why)
 }
 
 // yield writes the PAIR block with the roles exchanged.
@@ -202,7 +208,7 @@ func (m *Machine) registered(in Registered) {
 	m.registering = 0
 	if in.Err != nil {
 		m.registerAt = m.now + m.cfg.Retry
-		m.event("can't write to the volume yet, tries again: %v", in.Err)
+		m.event(AboutVolume, in.Err.Error(), "can't write to the volume yet, tries again: %v", in.Err)
 		return
 	}
 	m.ready, m.tell = true, true
@@ -211,7 +217,7 @@ func (m *Machine) registered(in Registered) {
 // takeOver makes the secondary the primary: the block says so.
 func (m *Machine) takeOver() {
 	if m.role == Diverged {
-		m.halt("was given the VM, but has diverged: %v", m.block)
+		m.halt(AboutDivergence, "was given the VM, but has diverged: %v", m.block)
 		return
 	}
 	former := m.seed

@@ -130,6 +130,8 @@ const (
 	TestFailover                 // drop the live copy, so that the secondary takes over
 	Drain                        // the VM is to leave this host, and no copy of it to be started or received here
 	Undrain                      // the end of that
+	Unprotect                    // the VM is to run without a secondary
+	Protect                      // the end of that
 )
 
 // Command is a user's.

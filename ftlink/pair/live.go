@@ -21,8 +21,8 @@ func (m *Machine) advanceLive() bool {
 	case Gating:
 		return m.advanceGating()
 	case Primary:
-		if why := m.secondaryLost(); why != "" {
-			m.resolve(why)
+		if k, why := m.secondaryLost(); why != "" {
+			m.resolve(k, why)
 			return true
 		}
 		return m.leave()
@@ -35,7 +35,7 @@ func (m *Machine) advanceLive() bool {
 // beginSeed seeds the peer when it is there, empty and of use.
 func (m *Machine) beginSeed() bool {
 	msg := m.peer.msg
-	if m.doubt || !m.link || !m.heard() || m.linkInc != msg.Incarnation || msg.Role != Standby ||
+	if m.unprotected || m.doubt || !m.link || !m.heard() || m.linkInc != msg.Incarnation || msg.Role != Standby ||
 		msg.VolumeLost || msg.Drained || m.volumeLost() || m.now < m.seedHold {
 		return false
 	}
@@ -49,8 +49,8 @@ func (m *Machine) beginSeed() bool {
 }
 
 func (m *Machine) advanceSeeding() bool {
-	if why := m.secondaryLost(); why != "" {
-		m.abandonSeed("%s", why)
+	if k, why := m.secondaryLost(); why != "" {
+		m.abandonSeed(k, why)
 		return true
 	}
 	if msg := m.peer.msg; msg.Role != Secondary || msg.Seed != m.seed {
@@ -64,8 +64,8 @@ func (m *Machine) advanceSeeding() bool {
 // advanceGating writes the PAIR block once the secondary can explain
 // everything that left while the gate was open.
 func (m *Machine) advanceGating() bool {
-	if why := m.secondaryLost(); why != "" {
-		m.abandonSeed("%s", why)
+	if k, why := m.secondaryLost(); why != "" {
+		m.abandonSeed(k, why)
 		return true
 	}
 	reached := m.progress.Verified
@@ -82,8 +82,22 @@ func (m *Machine) advanceGating() bool {
 	return true
 }
 
-// secondaryLost says why the seeding or the lockstep is over, "" if it isn't.
-func (m *Machine) secondaryLost() string {
+// secondaryLost says why the seeding or the lockstep is over, "" if it isn't, and
+// what that is about.
+func (m *Machine) secondaryLost() (Kind, string) {
+	why := m.lostBy()
+	switch why {
+	case Diverge.String():
+		return AboutDivergence, why
+	case peerDrained, notWanted:
+		return AboutCommand, why
+	}
+	return AboutSuspicion, why
+}
+
+const peerDrained = "the other host is drained"
+
+func (m *Machine) lostBy() string {
 	msg := m.peer.msg
 	ours := msg.Seed == m.seed
 	switch {
@@ -98,7 +112,9 @@ func (m *Machine) secondaryLost() string {
 	case ours && msg.Role == Diverged:
 		return Diverge.String()
 	case ours && msg.Drained:
-		return "the other host is drained"
+		return peerDrained
+	case m.unwanted():
+		return notWanted
 	case m.role == Seeding:
 		return ""
 	case m.former != Seed{} && msg.Seed == m.former && (msg.Role == Primary || msg.Role == Pausing || msg.Role == Yielding):
@@ -115,19 +131,19 @@ func (m *Machine) secondaryLost() string {
 
 // abandonSeed gives up a seeding whose PAIR block was never asked for, so that
 // nobody else can run the VM.
-func (m *Machine) abandonSeed(format string, args ...any) {
+func (m *Machine) abandonSeed(k Kind, why string) {
 	m.endSeed()
 	m.seedHold = m.now + m.cfg.Reseed
 	if !m.doubt {
 		m.emit(Gate{GateOpen})
 	}
-	m.enter(Alone, format, args...)
+	m.change(k, Alone, "", "%s", why)
 }
 
 // resolve asks for the block after the secondary is lost. Until it is won,
 // effects wait: the secondary may win instead.
-func (m *Machine) resolve(why string) {
-	m.enter(Resolving, "%s; effects wait until the block is won", why)
+func (m *Machine) resolve(k Kind, why string) {
+	m.change(k, Resolving, why, "%s; effects wait until the block is won", why)
 	m.swapTo(m.next(m.block, Solo, m.cfg.Self))
 }
 
@@ -148,7 +164,7 @@ func (m *Machine) fault(f Fault) {
 			return
 		}
 		m.hold = m.now + m.cfg.Grace
-		m.halt("%v", f)
+		m.halt(AboutRole, "%v", f)
 	case Diverge:
 		m.diverged()
 	case Shutdown, Unbootable:
@@ -158,28 +174,28 @@ func (m *Machine) fault(f Fault) {
 	case SeedFailed:
 		switch m.role {
 		case Seeding, Gating:
-			m.abandonSeed("%v", f)
+			m.abandonSeed(AboutSeed, f.String())
 		case Primary:
-			m.resolve(f.String())
+			m.resolve(AboutSeed, f.String())
 		case Pausing:
 			m.emit(Resume{})
-			m.resolve(f.String())
+			m.resolve(AboutSeed, f.String())
 		case Receiving:
-			m.halt("%v", f)
+			m.halt(AboutSeed, "%v", f)
 		}
 	case Lagging:
 		switch m.role {
 		case Seeding, Gating:
-			m.abandonSeed("%v", f)
+			m.abandonSeed(AboutSeed, f.String())
 		case Primary:
-			m.resolve(f.String())
+			m.resolve(AboutSeed, f.String())
 		case Pausing:
 			m.emit(Resume{})
-			m.resolve(f.String())
+			m.resolve(AboutSeed, f.String())
 		}
 	case Refused:
 		if m.role.Live() {
-			m.suspectBlock("%v", f)
+			m.suspectBlock(f.String())
 		}
 	}
 }
@@ -187,13 +203,13 @@ func (m *Machine) fault(f Fault) {
 func (m *Machine) diverged() {
 	switch {
 	case m.role == Receiving: // it followed the log before it said so
-		m.halt("%v", Diverge)
+		m.halt(AboutDivergence, "%v", Diverge)
 	case m.role == Secondary:
 		m.enter(Diverged, "%v; waits for the primary to drop this copy", Diverge)
 	case m.role == Consuming && m.cfg.Level == LevelVerified:
-		m.event("%v while executing the rest of the log; goes on from there", Diverge)
+		m.event(AboutDivergence, Diverge.String(), "%v while executing the rest of the log; goes on from there", Diverge)
 		m.claim("executes no further")
 	case m.role == Consuming:
-		m.halt("%v, and effects may have left that this copy can't make", Diverge)
+		m.halt(AboutDivergence, "%v, and effects may have left that this copy can't make", Diverge)
 	}
 }

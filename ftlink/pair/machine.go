@@ -128,6 +128,8 @@ type Machine struct {
 	moveAt  time.Duration // drained: no switchover before
 	idle    bool          // drained: people were told that the VM isn't started here
 
+	unprotected bool // the VM is to run without a secondary
+
 	reannounce bool // live: the former primary may have sent since Announce
 
 	wantStart bool
@@ -239,7 +241,7 @@ func (m *Machine) tick(now time.Duration) {
 	if !m.started {
 		m.started, m.now, m.since, m.startedAt = true, now, now, now
 		m.readAt, m.beatAt = now, now
-		m.event("waits for a peer")
+		m.event(AboutRole, "", "waits for a peer")
 	}
 	// A machine that slept can't know who was silent meanwhile: of the time
 	// between two ticks, no more than a heartbeat counts as anybody's silence.
@@ -277,18 +279,8 @@ func (m *Machine) advance() bool {
 
 func (m *Machine) emit(o Output) { m.out = append(m.out, o) }
 
-func (m *Machine) event(format string, args ...any) {
-	m.emit(Event{At: m.now, Epoch: m.block.Epoch, Role: m.role, What: fmt.Sprintf(format, args...)})
-}
-
-// enter changes the role, for a reason.
-func (m *Machine) enter(r Role, format string, args ...any) {
-	m.role, m.since, m.tell = r, m.now, true
-	m.event(format, args...)
-}
-
 // halt destroys the local copy and goes back to Standby.
-func (m *Machine) halt(format string, args ...any) {
+func (m *Machine) halt(k Kind, format string, args ...any) {
 	if m.role.Live() {
 		m.emit(Gate{GateClosed})
 	}
@@ -298,7 +290,7 @@ func (m *Machine) halt(format string, args ...any) {
 	m.final, m.boot, m.fencing, m.doubt, m.gated = false, false, false, false, false
 	m.wantStop = ""
 	m.withdrawSuccessor()
-	m.enter(Standby, format, args...)
+	m.change(k, Standby, "", format, args...)
 	m.read()
 }
 

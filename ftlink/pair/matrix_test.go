@@ -198,8 +198,8 @@ func moves() []struct {
 	for f := Crashed; f <= Unbootable; f++ {
 		list = append(list, in(Faulted{f}))
 	}
-	for v := Start; v <= Undrain; v++ {
-		list = append(list, move{fmt.Sprintf("Command %s", [...]string{"", "start", "stop", "force", "switchover", "test-failover", "drain", "undrain"}[v]), func(s *subject) { s.step(Command{v}) }})
+	for v := Start; v <= Protect; v++ {
+		list = append(list, move{fmt.Sprintf("Command %s", [...]string{"", "start", "stop", "force", "switchover", "test-failover", "drain", "undrain", "unprotect", "protect"}[v]), func(s *subject) { s.step(Command{v}) }})
 	}
 	for _, r := range []Role{Standby, Secondary, Diverged, Claiming, Alone, Primary, Pausing, Yielding} {
 		list = append(list, move{"peer is " + r.String(), func(s *subject) {

@@ -137,11 +137,14 @@ type Announce struct{}
 // take effect behind a later guest's back.
 type Halt struct{}
 
-// Event is for people.
+// Event is for people, and for programs that watch.
 type Event struct {
 	At    time.Duration
-	Epoch uint64
-	Role  Role   // after the event
+	Epoch uint64 // of the block that is known
+	Kind  Kind
+	From  Role   // before the event
+	Role  Role   // after it
+	Cause string // why, one line; empty: What says no more than that
 	What  string // one line
 }
 

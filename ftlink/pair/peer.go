@@ -1,6 +1,9 @@
 package pair
 
-import "time"
+import (
+	"fmt"
+	"time"
+)
 
 // peerView is what a machine knows of the other host's copy.
 type peerView struct {
@@ -44,7 +47,7 @@ func (m *Machine) receive(in Received) {
 		m.progress.Verified = max(m.progress.Verified, msg.Verified)
 	}
 	if m.role.owns() && msg.Role.owns() && msg.Epoch > m.block.Epoch {
-		m.suspectBlock("host %v says that it owns epoch %d", m.cfg.Peer, msg.Epoch)
+		m.suspectBlock(fmt.Sprintf("host %v says that it owns epoch %d", m.cfg.Peer, msg.Epoch))
 	}
 }
 

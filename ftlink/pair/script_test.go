@@ -22,7 +22,7 @@ import (
 //	slow H D                 H's arbiter operations take D longer
 //	pause H D                the process of H does nothing for D
 //	seed-takes H D, consume-takes H D, pause-takes H D, register-takes H D
-//	command H start|stop|force|switchover|test-failover|drain|undrain
+//	command H start|stop|force|switchover|test-failover|drain|undrain|unprotect|protect
 //	fault H crashed|diverged|shutdown|lagging|refused|unbootable
 //	state                    roles, guests, gates and the block
 func TestScripts(t *testing.T) {
@@ -81,7 +81,7 @@ func (w *world) command(args []string) error {
 
 var verbs = map[string]Verb{
 	"start": Start, "stop": Stop, "force": ForceStart, "switchover": Switchover, "test-failover": TestFailover,
-	"drain": Drain, "undrain": Undrain,
+	"drain": Drain, "undrain": Undrain, "unprotect": Unprotect, "protect": Protect,
 }
 
 func (w *world) cutPath(args []string) error {

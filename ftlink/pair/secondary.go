@@ -1,10 +1,13 @@
 package pair
 
+import "fmt"
+
 func (m *Machine) seedBegin(s Seed) {
 	if m.role != Standby || m.pending != nil || s == (Seed{}) || m.drained {
 		m.emit(EndSeed{s})
 		m.dropLink()
-		m.event("refused seeding %v: this copy is %v%s", s, m.role, map[bool]string{true: ", and this host is drained"}[m.drained])
+		why := fmt.Sprintf("this copy is %v%s", m.role, map[bool]string{true: ", and this host is drained"}[m.drained])
+		m.event(AboutSeed, why, "refused seeding %v: %s", s, why)
 		return
 	}
 	m.seed, m.former, m.progress, m.torn = s, Seed{}, Progress{}, !m.link
@@ -21,14 +24,14 @@ func (m *Machine) seeded(s Seed) {
 // advanceSecondary watches the primary.
 func (m *Machine) advanceSecondary() bool {
 	if why := m.dropped(); why != "" {
-		m.halt("%s", why)
+		m.halt(AboutRole, "%s", why)
 		return true
 	}
 	gone, final := m.primaryGone()
 	switch m.role {
 	case Receiving:
 		if gone != "" || m.torn {
-			m.halt("seeding %v broke off: %s", m.seed, or(gone, "the link is down"))
+			m.halt(AboutSeed, "seeding %v broke off: %s", m.seed, or(gone, "the link is down"))
 			return true
 		}
 	case Secondary:
@@ -44,7 +47,7 @@ func (m *Machine) advanceSecondary() bool {
 			return false
 		}
 		if m.cfg.Level == LevelReceived {
-			m.halt("%s, and this copy can't follow its log", gone)
+			m.halt(AboutSuspicion, "%s, and this copy can't follow its log", gone)
 			return true
 		}
 		// Nothing left the pair that this copy hasn't verified.
@@ -120,7 +123,7 @@ func (m *Machine) dropped() string {
 // claim asks for the block. Everything that was received is executed, and
 // from here on nothing is.
 func (m *Machine) claim(why string) {
-	m.enter(Claiming, "%s; asks for the block", why)
+	m.change(AboutRole, Claiming, why, "%s; asks for the block", why)
 	m.emit(Seal{})
 	m.dropLink()
 	m.reading = m.read()
@@ -131,15 +134,8 @@ func (m *Machine) claim(why string) {
 func (m *Machine) decideClaim() {
 	b := m.block
 	if !m.given(b) && (b.Kind != Pair || b.Secondary != m.cfg.Self || b.Seed != m.seed) {
-		m.halt("may not go live: the block says %v, this copy holds seeding %v", b, m.seed)
+		m.halt(AboutArbiter, "may not go live: the block says %v, this copy holds seeding %v", b, m.seed)
 		return
 	}
 	m.swapTo(m.next(b, Solo, m.cfg.Self))
-}
-
-func or(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }

@@ -34,7 +34,7 @@ func (m *Machine) advanceStandby() bool {
 
 func (m *Machine) startFromDisk(why string) {
 	m.wantStart, m.boot = false, true
-	m.enter(Starting, "%s; the block says %v", why, m.block)
+	m.change(AboutRole, Starting, why, "%s; the block says %v", why, m.block)
 	m.swapTo(m.next(m.block, Solo, m.cfg.Self))
 }
 
@@ -51,7 +51,7 @@ func (m *Machine) fenceDone(err error) {
 	m.fencing = false
 	if err != nil {
 		m.fenceAt = m.now + m.cfg.Retry
-		m.event("could not fence host %v, tries again: %v", m.cfg.Peer, err)
+		m.event(AboutFence, err.Error(), "could not fence host %v, tries again: %v", m.cfg.Peer, err)
 		return
 	}
 	if m.boot {
@@ -66,7 +66,7 @@ func (m *Machine) fenceDone(err error) {
 	m.emit(Announce{})
 	m.reannounce = true
 	m.seedHold = 0
-	m.enter(Alone, "live")
+	m.enter(Alone, "host %v is fenced; live", m.cfg.Peer)
 }
 
 func (m *Machine) command(v Verb) {
@@ -81,17 +81,19 @@ func (m *Machine) command(v Verb) {
 		m.testFailover()
 	case Drain, Undrain:
 		m.drain(v == Drain)
+	case Unprotect, Protect:
+		m.unprotect(v == Unprotect)
 	case Stop:
 		switch {
 		case m.role == Yielding:
-			m.event("refused to stop: the VM is on its way to host %v; ask that host", m.cfg.Peer)
+			m.event(AboutCommand, "", "refused to stop: the VM is on its way to host %v; ask that host", m.cfg.Peer)
 		case m.role.Live(), m.role == Starting, m.role == Fencing:
 			m.wantStop = "a user stops the VM"
 		case m.role == Standby && m.wantStart:
 			m.wantStart = false
-			m.event("the start is taken back")
+			m.event(AboutCommand, "", "the start is taken back")
 		default:
-			m.event("refused to stop: the VM doesn't run here; ask host %v", m.cfg.Peer)
+			m.event(AboutCommand, "", "refused to stop: the VM doesn't run here; ask host %v", m.cfg.Peer)
 		}
 	}
 }
@@ -99,11 +101,11 @@ func (m *Machine) command(v Verb) {
 func (m *Machine) commandStart() {
 	switch {
 	case m.drained:
-		m.event("refused to start: this host is drained; undrain it, or start the VM on host %v", m.cfg.Peer)
+		m.event(AboutCommand, "", "refused to start: this host is drained; undrain it, or start the VM on host %v", m.cfg.Peer)
 	case m.role != Standby:
-		m.event("refused to start: this copy is already in use (%v)", m.role)
+		m.event(AboutCommand, "", "refused to start: this copy is already in use (%v)", m.role)
 	case m.block.Epoch != 0 && m.block.Kind != Free:
-		m.event("refused to start: the block says %v; the VM starts there by itself, or by a forced start here", m.block)
+		m.event(AboutCommand, "", "refused to start: the block says %v; the VM starts there by itself, or by a forced start here", m.block)
 	default:
 		m.wantStart = true
 	}
@@ -112,13 +114,13 @@ func (m *Machine) commandStart() {
 func (m *Machine) forceStart() {
 	switch {
 	case m.drained:
-		m.event("refused a forced start: this host is drained; undrain it first")
+		m.event(AboutCommand, "", "refused a forced start: this host is drained; undrain it first")
 	case m.role != Standby:
-		m.event("refused a forced start: this copy is already in use (%v)", m.role)
+		m.event(AboutCommand, "", "refused a forced start: this copy is already in use (%v)", m.role)
 	case m.block.Epoch == 0 || m.blockAt < m.since:
-		m.event("refused a forced start: the volume hasn't been read")
+		m.event(AboutCommand, "", "refused a forced start: the volume hasn't been read")
 	case m.heard() && m.peer.msg.Role.holds():
-		m.event("refused a forced start: host %v is alive and its copy is %v", m.cfg.Peer, m.peer.msg.Role)
+		m.event(AboutCommand, "", "refused a forced start: host %v is alive and its copy is %v", m.cfg.Peer, m.peer.msg.Role)
 	default:
 		m.startFromDisk("a user forces the start")
 	}

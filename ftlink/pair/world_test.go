@@ -178,7 +178,7 @@ func (h *host) carryOut(m *Machine, o Output) {
 		h.arbiter(m, o)
 		return
 	case Event:
-		h.log("%v: %s", o.Role, o.What)
+		h.log("%v: %s (%v)", o.Role, o.What, o.Kind)
 		return
 	}
 	h.log("    %v", o)

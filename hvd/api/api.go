@@ -27,6 +27,10 @@
 //	                                      which the caller knows to be off
 //	POST   /v1/vms/{name}/switchover      exchange the roles of the hosts, with
 //	                                      nothing lost; answers when that is done
+//	POST   /v1/vms/{name}/unprotect       have it run without a secondary, also after a
+//	                                      restart of both hosts; VM. Both hosts follow
+//	                                      within seconds
+//	POST   /v1/vms/{name}/protect         the end of that; VM
 //	POST   /v1/vms/{name}/test-failover   drop this host's copy, which runs, so that
 //	                                      the other one takes over
 //	GET    /v1/vms/{name}/console         its last console output, text
@@ -37,7 +41,8 @@
 //	                                      stream (hvd/recording)
 //	GET    /v1/vms/{name}/vsock/{port}    Upgrade: vsock; then a raw stream to that
 //	                                      port of the guest
-//	GET    /v1/events                     []Event, oldest first
+//	GET    /v1/events?since=TIME&vm=NAME  []Event, oldest first; since that time (RFC
+//	                                      3339), and of that VM, if they are given
 //
 // A VM process serves, on its socket, what is below /v1/vms/{name} as /v1/vm:
 // GET /v1/vm, POST /v1/vm/start, GET /v1/vm/console, GET /v1/vm/events and so
@@ -74,9 +79,11 @@ type VM struct {
 	Role      string `json:"role"`      // pair.Role of this host's copy; without a process, "waiting" for one or "failed"
 	Live      bool   `json:"live"`      // the guest runs here
 	Protected bool   `json:"protected"` // primary with a secondary in lockstep
-	Epoch     uint64 `json:"epoch"`
-	Error     string `json:"error,omitempty"` // why it doesn't run or isn't protected, one line
-	Output    string `json:"output"`          // the level of the output rule
+	// Unprotected says that a user wants it to run without a secondary.
+	Unprotected bool   `json:"unprotected,omitempty"`
+	Epoch       uint64 `json:"epoch"`
+	Error       string `json:"error,omitempty"` // why it doesn't run or isn't protected, one line
+	Output      string `json:"output"`          // the level of the output rule
 	// Accessed says, while there is a guest, what was done so that the accessed
 	// bits of its page tables can't make copies diverge: a word (steady, untouched
 	// or unknown) and what follows from it, one line.
@@ -160,13 +167,31 @@ type Failover struct {
 	Reissued    int       `json:"reissued"`     // disk requests
 }
 
-// Event is something that happened, for people.
+// The kinds of events: what an event is about. One that changes the copy's role has From and Role as well.
+const (
+	EventRole       = "role"       // a change of role that is about nothing else, such as a start or a halt
+	EventSuspicion  = "suspicion"  // the other host's copy is suspected, or no longer
+	EventArbiter    = "arbiter"    // how an operation on the arbiter block ended, and what it decides
+	EventFence      = "fence"      // how a fence ended
+	EventDivergence = "divergence" // executions differ
+	EventSeed       = "seed"       // a state transfer begins, ends or fails
+	EventVolume     = "volume"     // the volume answers, or doesn't
+	EventCommand    = "command"    // what a user told the copy or the host, or why that is refused
+	EventProcess    = "process"    // a VM's process, or the host's daemon, starts or ends
+)
+
+// Event is something that happened.
 type Event struct {
-	At    time.Time `json:"at"`
-	VM    string    `json:"vm,omitempty"` // empty: the host
-	Epoch uint64    `json:"epoch,omitempty"`
-	Role  string    `json:"role,omitempty"` // after it
-	What  string    `json:"what"`
+	At       time.Time `json:"at"`                 // by the clock of the host that tells it
+	Host     string    `json:"host,omitempty"`     // that tells it
+	VM       string    `json:"vm,omitempty"`       // empty: the host itself
+	Kind     string    `json:"kind,omitempty"`     // Event...
+	Epoch    uint64    `json:"epoch,omitempty"`    // of the arbiter block that the copy knows
+	From     string    `json:"from,omitempty"`     // role before it, if it changes that
+	Role     string    `json:"role,omitempty"`     // role after it
+	Position uint64    `json:"position,omitempty"` // of the guest here, in counted exits; 0: there is none
+	Cause    string    `json:"cause,omitempty"`    // why, one line; empty: What says no more than that
+	What     string    `json:"what"`               // for people, one line
 
 	Divergence *Divergence `json:"divergence,omitempty"`
 }

@@ -160,6 +160,17 @@ func (c *Client) Switchover(ctx context.Context, name string) error {
 	return c.act(ctx, name, "switchover")
 }
 
+// Unprotect has a VM run without a secondary until Protect is called. It returns when the volume says so; both hosts follow
+// within seconds.
+func (c *Client) Unprotect(ctx context.Context, name string) (v VM, err error) {
+	return v, c.call(ctx, http.MethodPost, vmPath(name)+"/unprotect", nil, &v)
+}
+
+// Protect lets a VM have a secondary again.
+func (c *Client) Protect(ctx context.Context, name string) (v VM, err error) {
+	return v, c.call(ctx, http.MethodPost, vmPath(name)+"/protect", nil, &v)
+}
+
 // TestFailover drops the copy of a VM that runs here, protected: the other one takes over as if this host had died.
 func (c *Client) TestFailover(ctx context.Context, name string) error {
 	return c.act(ctx, name, "test-failover")
@@ -173,6 +184,18 @@ func (c *Client) Console(ctx context.Context, name string) (text []byte, err err
 // Events returns what happened on the host and to its VMs, oldest first.
 func (c *Client) Events(ctx context.Context) (list []Event, err error) {
 	return list, c.call(ctx, http.MethodGet, "/v1/events", nil, &list)
+}
+
+// EventsSince returns what happened since a time, to a VM if one is named; the zero time is the beginning.
+func (c *Client) EventsSince(ctx context.Context, since time.Time, vm string) (list []Event, err error) {
+	q := url.Values{}
+	if !since.IsZero() {
+		q.Set("since", since.UTC().Format(time.RFC3339Nano))
+	}
+	if vm != "" {
+		q.Set("vm", vm)
+	}
+	return list, c.call(ctx, http.MethodGet, "/v1/events?"+q.Encode(), nil, &list)
 }
 
 func (c *Client) act(ctx context.Context, name, what string) error {

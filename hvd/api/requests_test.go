@@ -46,6 +46,15 @@ func TestRequests(t *testing.T) {
 		{"Host", `{"name":"a","kvm":"ok","new":1}`, func(ctx context.Context) outcome { return result(c.Host(ctx)) }, "GET /v1/host [] ", Host{Name: "a", KVM: "ok"}},
 		{"Drain", `{"name":"a","drained":true}`, func(ctx context.Context) outcome { return result(c.Drain(ctx)) }, "POST /v1/host/drain [] ", Host{Name: "a", Drained: true}},
 		{"Undrain", `{"name":"a"}`, func(ctx context.Context) outcome { return result(c.Undrain(ctx)) }, "POST /v1/host/undrain [] ", Host{Name: "a"}},
+		{"Unprotect", `{"name":"db","unprotected":true}`, func(ctx context.Context) outcome { return result(c.Unprotect(ctx, "db")) }, "POST /v1/vms/db/unprotect [] ", VM{Name: "db", Unprotected: true}},
+		{"Protect", `{"name":"db"}`, func(ctx context.Context) outcome { return result(c.Protect(ctx, "db")) }, "POST /v1/vms/db/protect [] ", VM{Name: "db"}},
+		{
+			"EventsSince", `[{"at":"2026-01-02T03:04:05Z","what":"hvd started"}]`, func(ctx context.Context) outcome {
+				return result(c.EventsSince(ctx, time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC), "db"))
+			},
+			"GET /v1/events [] ",
+			[]Event{{At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), What: "hvd started"}},
+		},
 		{"VMs", `[{"name":"db"}]`, func(ctx context.Context) outcome { return result(c.VMs(ctx)) }, "GET /v1/vms [] ", []VM{{Name: "db"}}},
 		{
 			"VM", `{"name":"d/b","seed":{"pages":1},"counters":{"exits":2}}`, func(ctx context.Context) outcome { return result(c.VM(ctx, "d/b ?")) },

@@ -104,7 +104,7 @@ func (d *instance) find(name string) (*vm, error) {
 // look asks a VM's process for the VM's state, and says what is known where it doesn't answer.
 func (d *instance) look(ctx context.Context, v *vm) api.VM {
 	def, blocked := d.fleet.definition(v)
-	state := api.VM{Name: v.name, Output: def.Output, Role: roleFailed, Error: blocked}
+	state := api.VM{Name: v.name, Output: def.Output, Unprotected: def.Unprotected, Role: roleFailed, Error: blocked}
 	if blocked != "" {
 		return state
 	}
@@ -112,7 +112,7 @@ func (d *instance) look(ctx context.Context, v *vm) api.VM {
 	defer cancel()
 	got, err := v.sock.VM(ctx)
 	if err == nil {
-		got.Name = v.name
+		got.Name, got.Unprotected = v.name, def.Unprotected
 		return got
 	}
 	state.Error = v.lastFault()
@@ -141,7 +141,7 @@ func (d *instance) Create(ctx context.Context, definition []byte) (api.VM, error
 	if def, err = define.Create(ctx, v, def); err != nil {
 		return api.VM{}, volumeError(err)
 	}
-	d.event(def.Name, fmt.Sprintf("created, %d MiB of memory, %d disks", def.MemoryMiB, len(def.Disks)))
+	d.event(api.EventCommand, def.Name, fmt.Sprintf("created, %d MiB of memory, %d disks", def.MemoryMiB, len(def.Disks)))
 	if err := d.refresh(ctx, v); err != nil {
 		return api.VM{}, volumeError(err)
 	}
@@ -178,7 +178,7 @@ func (d *instance) Delete(ctx context.Context, name string) error {
 	if err := define.Delete(ctx, v, name); err != nil {
 		return volumeError(err)
 	}
-	d.event(name, "deleted")
+	d.event(api.EventCommand, name, "deleted")
 	if err := d.refresh(ctx, v); err != nil {
 		return volumeError(err)
 	}
@@ -196,7 +196,7 @@ func (d *instance) Forward(ctx context.Context, name, method, path string) (vmso
 		return reply, v.unanswered(http.StatusServiceUnavailable, err)
 	}
 	if path == "/test-failover" && reply.Status == http.StatusOK { // the process ends before it is asked for its events
-		d.event(name, "a user tested the failover: the copy here, which ran, was dropped")
+		d.event(api.EventCommand, name, "a user tested the failover: the copy here, which ran, was dropped")
 	}
 	return reply, nil
 }

@@ -24,7 +24,7 @@
 //
 //	/perm/duet/host.json      see hvd/hostcfg
 //	/perm/duet/host.key       see hvd/hostkey
-//	/perm/duet/events.jsonl   see journal
+//	/perm/duet/events.log     see journal
 //	/run/duet/<vm>/           the VM's sockets, see vmsock
 //	/run/duet/host.key        a key that is kept in memory
 package daemon
@@ -50,7 +50,7 @@ import (
 )
 
 // DefaultEvents is where a host keeps its events.
-const DefaultEvents = "/perm/duet/events.jsonl"
+const DefaultEvents = "/perm/duet/events.log"
 
 // Options are where a daemon finds things. What is zero gets the default that is named.
 type Options struct {
@@ -163,10 +163,13 @@ func Run(ctx context.Context, o Options) error {
 	}
 	o.RunDir = run
 	_ = os.Mkdir(filepath.Dir(o.Events), 0o700) // Open says what is wrong; a machine without /perm gets none
-	events, err := journal.Open(o.Events)
-	if err != nil {
-		o.Log(fmt.Sprintf("events are kept in memory only: %v", err))
-	}
+	events := journal.Open(o.Events, func(err error) {
+		if err == nil {
+			o.Log("events are kept in " + o.Events + " again")
+			return
+		}
+		o.Log(fmt.Sprintf("events are kept in memory only, until %s can be written: %s", o.Events, api.OneLine(err.Error())))
+	})
 	defer events.Close()
 	for ctx.Err() == nil {
 		d := newInstance(o, events)

@@ -28,7 +28,7 @@ func (d *instance) Drain(ctx context.Context, on bool) (api.Host, error) {
 	if err != nil {
 		return api.Host{}, api.Errorf(http.StatusInternalServerError, "the host can't keep that it is drained: %v", err)
 	}
-	d.event("", what)
+	d.event(api.EventCommand, "", what)
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	var all sync.WaitGroup

@@ -43,7 +43,8 @@ func fakeVM(name, dir string) error {
 	if name == "broken" {
 		return fmt.Errorf("no kernel was found on disk root")
 	}
-	started := time.Now()
+	live := api.Event{At: time.Now(), VM: "lies", Role: "primary", What: "went live"}
+	fmt.Fprintln(os.Stderr, vmsock.EventLine(live))
 	v, err := net.Listen("unix", filepath.Join(dir, vmsock.VsockName))
 	if err != nil {
 		return err
@@ -79,13 +80,13 @@ func fakeVM(name, dir string) error {
 	})
 	mux.HandleFunc("GET /v1/vm/console", func(w http.ResponseWriter, _ *http.Request) { w.Write(screen.Tail()) })
 	mux.HandleFunc("GET /v1/vm/events", func(w http.ResponseWriter, _ *http.Request) {
-		json.NewEncoder(w).Encode([]api.Event{{At: started, VM: "lies", Role: "primary", What: "went live"}})
+		json.NewEncoder(w).Encode([]api.Event{live})
 	})
 	mux.HandleFunc("POST /v1/vm/start", func(w http.ResponseWriter, _ *http.Request) {
 		api.WriteError(w, api.Errorf(http.StatusConflict, "it runs already"))
 	})
 	mux.HandleFunc("POST /v1/vm/stop", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "{}") })
-	for _, action := range []string{"drain", "undrain"} {
+	for _, action := range []string{"drain", "undrain", "protect", "unprotect"} {
 		mux.HandleFunc("POST /v1/vm/"+action, func(http.ResponseWriter, *http.Request) {
 			fmt.Fprintln(os.Stderr, "told to "+action)
 		})
@@ -138,7 +139,7 @@ func newHost(t *testing.T, config string) *host {
 		h.write(t, config)
 	}
 	h.opt = Options{
-		Config: file("host.json"), Key: file("host.key"), Events: file("events.jsonl"), RunDir: file("run"), Version: "1",
+		Config: file("host.json"), Key: file("host.key"), Events: file("events.log"), RunDir: file("run"), Version: "1",
 		Log: h.log,
 		Command: func(c Child) (string, []string) {
 			if c.Config != file("host.json") || filepath.Dir(c.RunDir) != file("run") || filepath.Base(c.RunDir) != c.Name {

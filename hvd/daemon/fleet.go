@@ -40,6 +40,7 @@ type vm struct {
 
 	mu    sync.Mutex
 	state supervise.Change // the process' last change
+	knows protection       // what the process was told of it
 	fault string           // why it ended last time
 	quiet bool             // it ends by the same fault again and again
 }
@@ -107,7 +108,7 @@ func (f *fleet) start(v *vm) {
 	spec := supervise.Spec{
 		Path: path, Args: args,
 		Prepare: func() error { return prepare(v.dir) },
-		Line:    func(line string) { f.d.opt.Log("vm " + v.name + ": " + line) },
+		Line:    func(line string) { f.heard(v, line) },
 		Changed: func(c supervise.Change) { f.changed(v, c) },
 	}
 	f.all.Go(func() {
@@ -119,6 +120,16 @@ func (f *fleet) start(v *vm) {
 		f.mu.Unlock()
 		f.d.kick()
 	})
+}
+
+// heard takes a line that a VM's process wrote. Its events come this way, too: what a process said last counts most.
+func (f *fleet) heard(v *vm, line string) {
+	e, text := vmsock.ParseLine(line)
+	if e != nil {
+		e.VM = v.name
+		f.d.keep(*e)
+	}
+	f.d.opt.Log("vm " + v.name + ": " + text)
 }
 
 // prepare makes a VM's directory, without the sockets of a process that is no more.
@@ -139,6 +150,7 @@ func prepare(dir string) error {
 const quietFrom = 8 * time.Second
 
 func (f *fleet) changed(v *vm, c supervise.Change) {
+	_, c.Last = vmsock.ParseLine(c.Last)
 	v.mu.Lock()
 	v.state = c
 	if !c.Running && !c.Final {
@@ -154,9 +166,9 @@ func (f *fleet) changed(v *vm, c supervise.Change) {
 	switch {
 	case quiet:
 	case c.Running:
-		f.d.event(v.name, fmt.Sprintf("process %d started", c.PID))
+		f.d.event(api.EventProcess, v.name, fmt.Sprintf("process %d started", c.PID))
 	case c.Final:
-		f.d.event(v.name, "process ended, as it was told to ("+c.Reason+")")
+		f.d.event(api.EventProcess, v.name, "process ended, as it was told to ("+c.Reason+")")
 	default:
 		when := "at once"
 		if c.Again > 0 {
@@ -168,7 +180,7 @@ func (f *fleet) changed(v *vm, c supervise.Change) {
 		if c.Last != "" {
 			line += "; its last words: " + c.Last
 		}
-		f.d.keep(api.Event{At: time.Now(), VM: v.name, What: line})
+		f.d.keep(api.Event{At: time.Now(), VM: v.name, Kind: api.EventProcess, What: line})
 	}
 }
 

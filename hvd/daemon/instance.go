@@ -110,8 +110,8 @@ func (d *instance) say(topic, line string) {
 }
 
 // event keeps a line and logs it. vm is empty for the host.
-func (d *instance) event(vm, what string) {
-	d.keep(api.Event{At: time.Now(), VM: vm, What: what})
+func (d *instance) event(kind, vm, what string) {
+	d.keep(api.Event{At: time.Now(), VM: vm, Kind: kind, What: what})
 	if vm != "" {
 		what = "VM " + vm + ": " + what
 	}
@@ -119,9 +119,10 @@ func (d *instance) event(vm, what string) {
 }
 
 func (d *instance) keep(list ...api.Event) {
-	if err := d.events.Add(list...); err != nil {
-		d.log(fmt.Sprintf("events are kept in memory only from now on: %v", err))
+	for i := range list {
+		list[i].Host = d.name
 	}
+	d.events.Add(list...)
 }
 
 // run serves until ctx ends; then all VM processes are gone.
@@ -133,7 +134,7 @@ func (d *instance) run(ctx context.Context) {
 			d.log(p)
 		}
 	}
-	d.event("", "hvd started, version "+d.opt.Version)
+	d.event(api.EventProcess, "", "hvd started, version "+d.opt.Version)
 	var all sync.WaitGroup
 	all.Go(func() { d.serve(ctx) })
 	if !d.checkHardware() {
@@ -177,13 +178,14 @@ func (d *instance) serve(ctx context.Context) {
 	}
 }
 
-// collect takes over the events of the VMs' processes.
+// collect takes over the events of the VMs' processes, and tells those that don't know whether a user wants a secondary.
 func (d *instance) collect(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	var all sync.WaitGroup
 	for _, v := range d.fleet.list() {
 		all.Go(func() {
+			d.tellProtection(ctx, v)
 			list, err := v.sock.Events(ctx)
 			if err != nil {
 				return // it isn't up, or its state says what is wrong

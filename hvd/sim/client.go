@@ -20,7 +20,7 @@ type client struct {
 }
 
 func newClient(w *World, id int) *client {
-	c := &client{w: w, id: id}
+	c := &client{w: w, id: id, history: make([]porcupine.Operation, 0, 200)}
 	w.after(w.between(0, 500*time.Millisecond), c.next)
 	return c
 }

@@ -20,6 +20,9 @@ type Counters struct {
 	DivergedLive          int // secondaries that went live where their execution differed
 	Stale                 int // effects that a former primary let go late
 	FencedWrites          int // writes that a reservation refused
+	DiskErrors            int // reads and writes that the medium failed
+	TornWrites            int // writes that changed a part of their block
+	Overtaken             int // heartbeats that came behind a later one
 
 	RefReads, DataReads int // reads in the log, by reference and with their data
 	AskedReads          int // references that a secondary couldn't read by itself

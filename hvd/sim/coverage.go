@@ -18,6 +18,7 @@ const (
 	faultStall
 	faultUnreachable
 	faultReplies
+	faultMedium
 	faultFlip
 	faultCrash
 	faultLag
@@ -26,13 +27,15 @@ const (
 	moveSwitchover
 	moveTest
 	moveDrain
+	moveUnprotect
+	moveProtect
 	faultKinds
 )
 
 var faultNames = [faultKinds]string{
 	"process or host killed", "frozen", "path cut", "network slow and lossy", "volume stalls", "volume out of reach",
-	"arbiter replies lost", "execution differs", "copy crashes", "secondary too slow", "power cut of both", "stopped by a user", "switchover",
-	"failover tested", "host drained",
+	"arbiter replies lost", "disk errors", "execution differs", "copy crashes", "secondary too slow", "power cut of both", "stopped by a user", "switchover",
+	"failover tested", "host drained", "unprotected", "protected again",
 }
 
 // roleCount is one more than the last role; role 0 is a host without a process.

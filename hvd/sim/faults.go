@@ -14,7 +14,12 @@ func (w *World) nextFault() {
 	}
 	times := w.plan.times['f']
 	if w.single {
-		if live, standby := w.protected(); w.now > w.sound && live != nil && standby != nil {
+		live, standby := w.protected()
+		switch {
+		case w.now <= w.sound || live == nil || standby == nil:
+		case w.deaths:
+			w.inject('f', func() { w.die(live.host) })
+		default:
 			w.inject('f', w.fault)
 		}
 		w.after(within(times, 20*time.Millisecond, 300*time.Millisecond), w.nextFault)
@@ -35,7 +40,7 @@ func (w *World) lasts(d time.Duration) time.Duration {
 
 func (w *World) fault() {
 	host := w.rng.IntN(2)
-	switch w.rng.IntN(12) {
+	switch w.rng.IntN(13) {
 	case 0, 1, 2:
 		w.kill(host)
 	case 3:
@@ -64,6 +69,10 @@ func (w *World) fault() {
 		if !w.single {
 			w.rare(host)
 		}
+	case 12:
+		w.volume.failing = 10 + w.rng.IntN(60)
+		w.did(faultMedium, both, "volume    fails %d percent of reads and writes", w.volume.failing)
+		w.after(w.lasts(w.between(100*time.Millisecond, 2*time.Second)), func() { w.volume.failing = 0 })
 	}
 }
 
@@ -120,6 +129,19 @@ func (w *World) kill(host int) {
 	}
 	w.count.Kills++
 	whole := w.chance(50)
+	w.end(host, whole)
+}
+
+// die ends a host whose copy is live, and notes when.
+func (w *World) die(host int) {
+	w.died = w.now
+	w.count.Kills++
+	w.end(host, true)
+}
+
+// end ends a process, or its host, which starts again later.
+func (w *World) end(host int, whole bool) {
+	p := w.hosts[host]
 	w.did(faultKill, host, "%v is killed%s", p, map[bool]string{true: ", and its host with it"}[whole])
 	p.kill(whole)
 	w.after(w.lasts(w.between(10*time.Millisecond, 3*time.Second)), func() {
@@ -215,7 +237,8 @@ func (w *World) repair() {
 			w.network.healPath(path, sender)
 		}
 	}
-	w.volume.unreachable, w.volume.loseReplies, w.volume.stallUntil = [2]bool{}, false, [2]time.Duration{}
+	w.volume.unreachable, w.volume.loseReplies, w.volume.stallUntil, w.volume.failing = [2]bool{}, false, [2]time.Duration{}, 0
+	w.unprotect(false)
 	for h, p := range w.hosts {
 		w.drain(h, false)
 		if p == nil {

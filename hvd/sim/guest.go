@@ -4,10 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/lockstep"
 )
+
+// ioError is the status of a disk request that failed (virtio 1.2, section 5.2.6,
+// VIRTIO_BLK_S_IOERR).
+const ioError = 1
 
 // effectKind is what an effect does.
 type effectKind uint8
@@ -27,6 +32,8 @@ type effect struct {
 	kind    effectKind
 	op      op      // reply
 	request request // write
+
+	made time.Duration // by the host's clock
 }
 
 // guest is the simulated machine: a store of a few keys. It writes a value to
@@ -47,6 +54,7 @@ type guest struct {
 	issued  []request // not yet handed to the host
 	ids     uint64
 	effects []effect
+	taken   []effect // by the last TakeEffects
 	history []uint64 // hashes of all effects of this boot
 	flipped uint64   // what a fault changed
 }
@@ -73,7 +81,7 @@ func (g *guest) clone() *guest {
 	c.queue = slices.Clone(g.queue)
 	c.pending = slices.Clone(g.pending)
 	c.history = slices.Clone(g.history)
-	c.issued, c.effects = nil, nil
+	c.issued, c.effects, c.taken = nil, nil, nil
 	return &c
 }
 
@@ -114,7 +122,7 @@ func (g *guest) Run(stop uint64) (lockstep.Exit, error) {
 		}
 		if len(g.queue) > 0 {
 			head := g.queue[0]
-			g.queue = g.queue[1:]
+			g.queue = append(g.queue[:0], g.queue[1:]...) // it is short, and stays where it is
 			g.handle(head)
 			if len(g.queue) > 0 {
 				g.work = int(g.acc >> 60)
@@ -133,7 +141,7 @@ func (g *guest) handle(in input) {
 			g.operate(o)
 		}
 	case event.DiskDone:
-		g.complete(in.done, in.Data)
+		g.complete(in.done, in.Status, in.Data)
 	}
 }
 
@@ -167,14 +175,14 @@ var errMachine = errors.New("the simulated machine can't do that")
 // Apply takes an input in: it changes registers at once and is handled when
 // the guest runs.
 func (g *guest) Apply(e event.Entry) error {
-	g.acc = mix(g.acc, uint64(e.Kind)+e.ID+e.Now)
+	g.acc = mix(g.acc, uint64(e.Kind)+e.ID+e.Now+uint64(e.Status)<<56)
 	switch e.Kind {
 	case event.Frame:
 		if _, ok := decodeOp(e.Data); !ok {
 			return fmt.Errorf("%w: frame of %d bytes", errMachine, len(e.Data))
 		}
 	case event.DiskDone:
-		if n := len(e.Data); n != 0 && n != recordSize {
+		if n := len(e.Data); n != 0 && n != blockSize {
 			return fmt.Errorf("%w: %d bytes from the disk", errMachine, n)
 		}
 	case event.Time:
@@ -200,9 +208,11 @@ func (g *guest) Apply(e event.Entry) error {
 	return nil
 }
 
+// TakeEffects returns the effects since it was called last. They stay what they are
+// until it is called again.
 func (g *guest) TakeEffects() []effect {
 	e := g.effects
-	g.effects = nil
+	g.effects, g.taken = g.taken[:0], e
 	return e
 }
 

@@ -115,6 +115,7 @@ func (p *process) run() {
 			if e.kind == write {
 				p.tracker.Issued(e.request.tracked())
 			}
+			e.made = p.w.now
 			p.gate.Push(lsn, e)
 		}
 	}
@@ -129,8 +130,17 @@ func (p *process) sendLog() {
 	if !p.streaming || p.stream == nil || len(batch) == 0 {
 		return
 	}
-	seed := p.seed
-	p.stream.send(p.host, func(to *process) { to.receiveLog(seed, lsn, batch) })
+	seed, cost := p.seed, p.load.cost
+	if p.w.speed > 0 {
+		p.load.pace.Sent(p.w.wall(), lsn+uint64(len(batch)))
+	}
+	p.stream.send(p.host, func(to *process) {
+		if p.w.speed > 0 {
+			p.w.at(to.takes(cost), func() { to.do(func() { to.receiveLog(seed, lsn, batch) }) })
+			return
+		}
+		to.receiveLog(seed, lsn, batch)
+	})
 	if p.w.bugs.ackBeforeReceipt {
 		p.gate.Ack(p.live.Log.LSN(), p.live.Log.LSN())
 	}
@@ -140,6 +150,10 @@ func (p *process) sendLog() {
 func (p *process) release() {
 	for _, e := range p.gate.Release() {
 		p.w.checkLeaves(p, e)
+		p.w.checkVerified(p, e)
+		if p.w.link > 0 && p.mode == pair.GateAcked {
+			p.w.delays = append(p.w.delays, p.w.now-e.made)
+		}
 		if p.w.err != nil {
 			return
 		}
@@ -163,6 +177,9 @@ func (p *process) submit(r request) {
 		case errors.Is(err, errConflict):
 			p.w.count.FencedWrites++
 			p.step(pair.Faulted{Fault: pair.Refused})
+		case errors.Is(err, errMedium):
+			p.inflight--
+			p.input(event.Entry{Kind: event.DiskDone, ID: r.id, Status: ioError})
 		case err != nil: // the disk stalls: the host tries again
 			p.w.after(100*time.Millisecond, func() { p.do(func() { p.resubmit(g, r) }) })
 		default:
@@ -171,7 +188,7 @@ func (p *process) submit(r request) {
 		}
 	}
 	if r.read {
-		p.w.volume.read(p, r.key, func(r record, err error) { done(r.encode(), err) })
+		p.w.volume.read(p, r.key, func(b block, err error) { done(b.encode(), err) })
 		return
 	}
 	p.w.volume.write(p, r.key, r.record, func(err error) { done(nil, err) })
@@ -211,6 +228,7 @@ func (p *process) startSeed(seed pair.Seed) {
 		p.keeper.Reset()
 		p.gate.Rebase()
 		p.streaming = true
+		p.load.pace.Reset()
 	}
 	p.w.after(p.w.between(5*time.Millisecond, 80*time.Millisecond), func() { p.do(next) })
 }
@@ -221,6 +239,7 @@ func (p *process) acknowledged(seed pair.Seed, received, verified uint64) {
 		return
 	}
 	p.keeper.Acked(received)
+	p.load.executed(p, verified)
 	p.gate.Ack(received, verified)
 	p.release()
 	if p.still.op != 0 {
@@ -232,5 +251,6 @@ func (p *process) acknowledged(seed pair.Seed, received, verified uint64) {
 // endSeed ends a seeding, or the log, on either side.
 func (p *process) endSeed(seed pair.Seed) {
 	p.streaming = false
+	p.load.pace.Reset()
 	p.closeStream()
 }

@@ -30,6 +30,11 @@ func TestMutations(t *testing.T) {
 		{"swap without compare", bugs{blindSwap: true}, ""},
 		{"a reference although a write to it was released", bugs{refRaced: true}, "isn't what its primary read"},
 		{"a reference while effects leave at once", bugs{refUngated: true}, "other bytes than its primary"},
+		{"effects leave at once when a user wants no secondary", bugs{openUnprotected: true}, "effect"},
+		{"a new process isn't told that a user wants no secondary", bugs{forgetsUser: true}, "a user wants none"},
+		{"a secondary that never says that it has executed all", bugs{neverConsumed: true}, "could go on"},
+		{"log acknowledged as executed when it is held", bugs{ackUnexecuted: true}, "has not executed with the same outcome"},
+		{"a disk error that isn't in the log", bugs{errorUnlogged: true}, "diverged by itself"},
 		{"log acknowledged without what it refers to", bugs{ackUnheld: true}, "isn't what its primary read"},
 	} {
 		t.Run(m.name, func(t *testing.T) {

@@ -14,11 +14,15 @@ type network struct {
 	loss   [2]int     // percent of heartbeats
 	lag    time.Duration
 	stream *stream
-	claims int  // host that the switch sends the VM's packets to
-	dialed bool // a connection is being made
+	newest [2][2]uint64 // [path][sender]: sequence number of the newest heartbeat that came
+	claims int          // host that the switch sends the VM's packets to
+	dialed bool         // a connection is being made
 }
 
 func (n *network) delay() time.Duration {
+	if n.w.link > 0 {
+		return n.w.link
+	}
 	d := n.w.between(100*time.Microsecond, time.Millisecond)
 	if n.lag > 0 && n.w.chance(20) {
 		d += n.w.between(0, n.lag)
@@ -33,9 +37,19 @@ func (n *network) send(p *process, o pair.Send) {
 	}
 	n.w.after(n.delay(), func() {
 		if to := n.w.hosts[1-p.host]; to != nil && !n.cut[o.Path][p.host] {
+			n.note(p.host, o)
 			to.do(func() { to.step(pair.Received(o)) })
 		}
 	})
+}
+
+// note counts heartbeats that come out of order.
+func (n *network) note(sender int, o pair.Send) {
+	newest := &n.newest[o.Path][sender]
+	if o.Msg.Seq < *newest && o.Msg.Seq > 1 {
+		n.w.count.Overtaken++
+	}
+	*newest = o.Msg.Seq
 }
 
 // toGuest carries a client's packet to where the switch thinks the VM is.

@@ -11,7 +11,7 @@ import (
 // The same seed has the same steps whatever happens meanwhile, so one that isn't
 // needed can be left out.
 type Step struct {
-	Class byte // f: a fault, u: a user's move, w: a fault at the worst moment
+	Class byte // f: a fault, u: a user's move, w: a fault at the worst moment, e: what a user wants in the end
 	N     int  // counts within the class
 }
 
@@ -24,12 +24,12 @@ func ParseSteps(list string) ([]Step, error) {
 	for _, word := range strings.Split(list, ",") {
 		s := Step{}
 		var err error
-		if len(word) > 1 && strings.ContainsRune("fuw", rune(word[0])) {
+		if len(word) > 1 && strings.ContainsRune("fuwe", rune(word[0])) {
 			s.Class = word[0]
 			s.N, err = strconv.Atoi(word[1:])
 		}
 		if s.Class == 0 || err != nil {
-			return nil, fmt.Errorf("%q isn't a step: want f, u or w and a number", word)
+			return nil, fmt.Errorf("%q isn't a step: want f, u, w or e and a number", word)
 		}
 		steps = append(steps, s)
 	}

@@ -45,7 +45,10 @@ type process struct {
 
 	early     []batch // log that came before this copy knew that it had yielded
 	replica   *lockstep.Secondary[effect]
+	load      load
+	epoch     uint64                      // the newest that the machine knew
 	executing *lockstep.Secondary[effect] // the replica for which a step is arranged
+	unwanted  bool                        // it knows that a user wants no secondary
 	consuming bool
 	sealed    bool
 	diverged  bool
@@ -78,8 +81,31 @@ func (w *World) startProcess(h int) {
 	if w.drained[h] {
 		p.step(pair.Command{Verb: pair.Drain})
 	}
+	if p.unwanted = w.told[h]; p.unwanted && !w.bugs.forgetsUser {
+		p.learnUnprotected(true)
+	}
 	p.clock()
+	if w.speed > 0 {
+		p.startLoad()
+	}
 	w.network.dial()
+}
+
+// learnUnprotected tells the role machine whether a user wants no secondary.
+func (p *process) learnUnprotected(on bool) {
+	verb := pair.Protect
+	if on {
+		verb = pair.Unprotect
+	}
+	p.do(func() {
+		if on && p.w.bugs.openUnprotected && p.live != nil {
+			p.mode = pair.GateAcked // the check of two open gates shall not be what finds it
+			p.gate.Set(lockstep.Open)
+			p.release()
+		}
+		p.unwanted = on
+		p.step(pair.Command{Verb: verb})
+	})
 }
 
 // do runs a step of the process: never when it is dead, later when it is
@@ -136,6 +162,7 @@ func (p *process) step(in pair.Input) {
 			p.carryOut(o)
 		}
 	}
+	p.checkMachine()
 }
 
 func (p *process) carryOut(o pair.Output) {
@@ -158,6 +185,9 @@ func (p *process) carryOut(o pair.Output) {
 	case pair.Gate:
 		p.setGate(o.Mode)
 	case pair.Consume:
+		if p.w.bugs.neverConsumed {
+			return
+		}
 		if p.half { // only by mistake
 			p.step(pair.Consumed{})
 			return
@@ -194,14 +224,23 @@ func (p *process) carryOut(o pair.Output) {
 	}
 }
 
-// note counts what a history met.
+// note counts the changes of role that a history met.
 func (p *process) note(e pair.Event) {
+	if p.w.tell != nil {
+		p.w.tell(p.host, e)
+	}
+	if e.From == e.Role {
+		return
+	}
 	p.w.atTheWorstMoment(e.Role)
 	switch e.Role {
 	case pair.Primary:
 		p.w.count.Pairings++
 	case pair.Seeding:
 		p.w.count.Seedings++
+		if p.unwanted {
+			p.w.fail("%v makes a secondary, and a user wants none", p)
+		}
 	}
 }
 

@@ -15,8 +15,10 @@ const readPatience = 50 * time.Millisecond
 
 // sector is what a disk block is padded to, for references know only
 // whole sectors.
-func (r record) sector() []byte {
-	return append(r.encode(), make([]byte, diskref.SectorSize-recordSize)...)
+func (b block) sector() []byte {
+	p := make([]byte, diskref.SectorSize)
+	b.append(p[:0])
+	return p
 }
 
 func (r request) tracked() diskref.Request {
@@ -36,7 +38,15 @@ func (p *process) track() {
 // reference if the secondary can read the same.
 func (p *process) record(e event.Entry) error {
 	r, steady, ok := p.tracker.Done(e.Disk, e.ID)
-	if e.Kind != event.DiskDone || !ok || r.Write {
+	if p.w.bugs.errorUnlogged && e.Kind == event.DiskDone && e.Status != 0 {
+		told := e
+		told.Status = 0
+		if !r.Write {
+			told.Data = block{}.encode()
+		}
+		return p.live.InputAs(told, e)
+	}
+	if e.Kind != event.DiskDone || !ok || r.Write || e.Status != 0 {
 		return p.live.Input(e)
 	}
 	bugs := &p.w.bugs
@@ -45,7 +55,7 @@ func (p *process) record(e event.Entry) error {
 		return p.live.Input(e)
 	}
 	p.w.count.RefReads++
-	data := decodeRecord(e.Data).sector()
+	data := decodeBlock(e.Data).sector()
 	ref := diskref.Ref{ID: e.ID, Sector: r.Sector, Len: r.Len, Sum: diskref.SumOf(data)}
 	err := p.live.InputAs(event.Entry{Kind: event.DiskRef, ID: e.ID, Data: ref.Encode()}, e)
 	p.keeper.Keep(p.live.Log.LSN(), e.Disk, e.ID, data)
@@ -57,6 +67,7 @@ func (p *process) follow() {
 	base := p.guest.base()
 	p.replica = &lockstep.Secondary[effect]{Machine: p.guest, Log: lockstep.NewReplayer(base)}
 	p.replica.Log.Resolve = p.resolve
+	p.load.busy = 0
 	p.holder, p.other, p.scan = diskref.Holder{}, false, event.NewDecoder(base)
 }
 
@@ -93,7 +104,7 @@ func (p *process) fetch() {
 			}
 			over = true
 		}
-		p.w.volume.read(p, int(r.Sector), func(x record, err error) {
+		p.w.volume.read(p, int(r.Sector), func(x block, err error) {
 			once(func() {
 				if err != nil {
 					p.ask(r)
@@ -160,7 +171,7 @@ func (p *process) resolve(e event.Entry) (event.Entry, bool) {
 	if !ok {
 		return event.Entry{}, false
 	}
-	return event.Entry{Pos: e.Pos, Kind: event.DiskDone, Disk: e.Disk, ID: e.ID, Data: data[:recordSize]}, true
+	return event.Entry{Pos: e.Pos, Kind: event.DiskDone, Disk: e.Disk, ID: e.ID, Data: data[:blockSize]}, true
 }
 
 // held is how far the replica can execute by itself.

@@ -65,6 +65,9 @@ func (p *process) acknowledge() {
 		return
 	}
 	seed, received, verified := p.seed, p.held(), p.replica.Verified()
+	if p.w.bugs.ackUnexecuted {
+		verified = received
+	}
 	p.stream.send(p.host, func(to *process) { to.acknowledged(seed, received, verified) })
 	p.step(pair.Progress{Received: received, Verified: verified})
 }
@@ -77,7 +80,10 @@ func (p *process) execute() {
 	}
 	p.executing = r
 	lag := p.w.between(0, 5*time.Millisecond)
-	if p.w.chance(3) {
+	switch {
+	case p.w.link > 0 || p.w.speed > 0:
+		lag = 0
+	case p.w.chance(3) && !p.w.deaths:
 		lag = p.w.between(0, 300*time.Millisecond)
 	}
 	p.w.after(lag, func() {

@@ -50,8 +50,7 @@ type record struct {
 
 const recordSize = 8 + 8*clientCount
 
-func (r record) encode() []byte {
-	b := make([]byte, 0, recordSize)
+func (r record) append(b []byte) []byte {
 	b = binary.LittleEndian.AppendUint64(b, r.value)
 	for _, n := range r.writes {
 		b = binary.LittleEndian.AppendUint64(b, n)
@@ -65,6 +64,26 @@ func decodeRecord(b []byte) record {
 		r.writes[c] = binary.LittleEndian.Uint64(b[8+8*c:])
 	}
 	return r
+}
+
+// block is what the disk holds for one key: two copies of its record, as a file
+// system keeps of what it can't do without. A write that is torn changes one.
+type block [2]record
+
+const blockSize = 2 * recordSize
+
+func (b block) encode() []byte { return b.append(make([]byte, 0, blockSize)) }
+
+func (b block) append(p []byte) []byte { return b[1].append(b[0].append(p)) }
+
+func decodeBlock(b []byte) block { return block{decodeRecord(b), decodeRecord(b[recordSize:])} }
+
+// newest is the copy that lacks no write of the other one.
+func (b block) newest() record {
+	if b[0].behind(b[1]) {
+		return b[1]
+	}
+	return b[0]
 }
 
 // behind says that r lacks a write that other has.
@@ -115,20 +134,28 @@ func (g *guest) operate(o op) {
 	}
 }
 
-// complete is the guest's program for the end of a disk request.
-func (g *guest) complete(r request, data []byte) {
-	if r.audit {
-		found := decodeRecord(data)
-		g.acc = mix(g.acc, found.value)
-		for _, n := range found.writes {
-			g.acc = mix(g.acc, n)
+// complete is the guest's program for the end of a disk request. One that failed is
+// made again, but for an audit.
+func (g *guest) complete(r request, status byte, data []byte) {
+	switch {
+	case status != 0 && r.audit:
+		return
+	case status != 0:
+		g.submit(r)
+		return
+	case r.audit:
+		for _, found := range decodeBlock(data) {
+			g.acc = mix(g.acc, found.value)
+			for _, n := range found.writes {
+				g.acc = mix(g.acc, n)
+			}
 		}
 		return
 	}
 	s := &g.slots[r.key]
 	s.durable = true
 	if r.read {
-		s.record, s.loaded = decodeRecord(data), true
+		s.record, s.loaded = decodeBlock(data).newest(), true
 		return
 	}
 	g.do(effect{kind: reply, op: op{client: r.client, key: r.key, n: s.writes[r.client], value: s.value}})
@@ -138,10 +165,10 @@ func (g *guest) complete(r request, data []byte) {
 // audit now and then reads a block: beside a write to it, or right behind one, or
 // another key's.
 func (g *guest) audit(key int) {
-	switch g.acc >> 32 & 3 {
-	case 0, 1:
+	switch g.acc >> 32 & 7 {
+	case 0, 1, 2:
 		g.submit(request{key: key, read: true, audit: true})
-	case 2:
+	case 3:
 		g.submit(request{key: (key + 1) % len(g.slots), read: true, audit: true})
 	}
 }

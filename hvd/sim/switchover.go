@@ -88,6 +88,7 @@ func (p *process) takeOver(seed pair.Seed) {
 		return
 	}
 	p.becomeLive()
+	p.load.pace.Reset()
 	p.seed, p.streaming = seed, p.stream != nil && p.stream == p.carrier
 	p.gate = lockstep.Gate[effect]{Level: p.w.level}
 	p.gate.Set(lockstep.Acked)

@@ -108,10 +108,14 @@ func (w *World) checkGoLive(p *process) {
 	}
 	w.checkAcked(p, func(key int) record {
 		if !g.slots[key].loaded { // it still boots, and will get what is on the disk
-			return w.volume.data[key]
+			return w.volume.data[key].newest()
 		}
 		return g.slots[key].record
 	})
+	if w.died > 0 {
+		w.failovers = append(w.failovers, w.now-w.died)
+		w.died = 0
+	}
 	w.noteGone(p)
 	t.owner, t.guest, t.history = p, g, slices.Clone(g.history)
 }
@@ -128,7 +132,7 @@ func (w *World) checkBoot(p *process, boot uint64) {
 	if w.single && w.count.Boots > 1 {
 		w.fail("%v boots the VM anew: one fault at a time lost its state", p)
 	}
-	w.checkAcked(p, func(key int) record { return w.volume.data[key] })
+	w.checkAcked(p, func(key int) record { return w.volume.data[key].newest() })
 	w.truth.owner, w.truth.guest, w.truth.boot, w.truth.history = p, p.guest, boot, nil
 }
 
@@ -145,7 +149,7 @@ func (w *World) checkLanding(p *process, g *guest, key int, r record) {
 	if p != w.truth.owner || g != w.truth.guest {
 		w.fail("a write of %v lands (key %d, %v) while %v is live", p, key, r, w.truth.owner)
 	}
-	if had := w.volume.data[key]; r.behind(had) {
+	if had := w.volume.data[key].newest(); r.behind(had) {
 		w.fail("a write of %v takes key %d back from %v to %v", p, key, had, r)
 	}
 }
@@ -175,6 +179,25 @@ func (w *World) protected() (live, standby *process) {
 		}
 	}
 	return live, standby
+}
+
+// checkUnprotected follows a VM that a user has wanted without a secondary for long,
+// in a repaired world. Then it gets one again.
+func (w *World) checkUnprotected() {
+	alone, standby := 0, 0
+	for _, p := range w.hosts {
+		switch {
+		case p == nil:
+		case p.machine.Role() == pair.Alone:
+			alone++
+		case p.machine.Role() == pair.Standby:
+			standby++
+		}
+	}
+	if alone != 1 || standby != 1 {
+		w.fail("a user wants no secondary, and there are %v and %v", w.hosts[0], w.hosts[1])
+	}
+	w.unprotect(false)
 }
 
 // checkEnd looks at what the repaired world made of itself.

@@ -16,7 +16,7 @@ import (
 type volume struct {
 	w          *World
 	block      []byte
-	data       []record
+	data       []block
 	registered [2]bool
 	session    [2]uint64 // the host's newest session; earlier ones are gone
 	fences     [2]uint64 // times that the host was fenced
@@ -24,12 +24,14 @@ type volume struct {
 	unreachable [2]bool
 	stallUntil  [2]time.Duration // the host's commands take effect no earlier
 	loseReplies bool             // COMPARE AND WRITE: replies get lost
+	failing     int              // percent of reads and writes that end with an error of the medium
 }
 
 var (
 	errUnreachable = errors.New("no path to the volume")
 	errReplyLost   = errors.New("the connection broke before the reply")
 	errConflict    = errors.New("reservation conflict")
+	errMedium      = errors.New("medium error")
 )
 
 // arrival is when a command that a host issues now takes effect.
@@ -67,24 +69,61 @@ func (v *volume) up(host int, session uint64) bool {
 	return v.session[host] == session
 }
 
-// write changes a client's block, if the reservation lets p. That is decided
-// when the command comes in; it takes effect later.
+// write changes a block, if the reservation lets p. That is decided when the command
+// comes in; it takes effect later. One that fails, or whose host died before the
+// volume had all of its data, may be torn: it changes one copy of two.
 func (v *volume) write(p *process, key int, r record, reply func(error)) {
-	registered, g := v.registered[p.host], p.guest
+	registered, fences, g := v.registered[p.host], v.fences[p.host], p.guest
 	v.command(p, func() error {
 		if !registered {
 			return errConflict
 		}
+		failed := v.fails()
+		torn := failed || !p.alive && v.w.chance(25)
+		if failed && v.w.chance(50) {
+			return errMedium
+		}
 		v.w.checkLanding(p, g, key, r)
-		v.data[key] = r
+		if fences != v.fences[p.host] {
+			v.w.fail("a write of %v lands, and its host was fenced since it was issued", p)
+		}
+		v.data[key] = v.landed(v.data[key], r, torn)
+		if failed {
+			return errMedium
+		}
 		return nil
 	}, reply)
 }
 
-// read returns a client's block.
-func (v *volume) read(p *process, key int, reply func(record, error)) {
-	var r record
-	v.command(p, func() error { r = v.data[key]; return nil }, func(err error) { reply(r, err) })
+// fails says that the medium fails a command.
+func (v *volume) fails() bool {
+	if v.failing == 0 || !v.w.chance(v.failing) {
+		return false
+	}
+	v.w.count.DiskErrors++
+	return true
+}
+
+// landed is a block after a write.
+func (v *volume) landed(b block, r record, torn bool) block {
+	if torn {
+		v.w.count.TornWrites++
+		b[v.w.rng.IntN(len(b))] = r
+		return b
+	}
+	return block{r, r}
+}
+
+// read returns a block.
+func (v *volume) read(p *process, key int, reply func(block, error)) {
+	var b block
+	v.command(p, func() error {
+		if v.fails() {
+			return errMedium
+		}
+		b = v.data[key]
+		return nil
+	}, func(err error) { reply(b, err) })
 }
 
 // fence registers p's host and preempts the other one's registration, and

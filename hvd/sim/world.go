@@ -1,48 +1,3 @@
-// Package sim is a seeded world of two hosts: the real recorder, replayer,
-// output gate, role protocol and arbiter, around simulated guests, links,
-// clocks and a volume, under random faults. One seed is one history, so a
-// seed is a bug report.
-//
-// # Place
-//
-// Tests only: Run(seed, Options) plays one history and returns what broke, and
-// Shrink finds fewer faults that are enough for it. It imports
-// hvd/{event,lockstep,diskref}, ftlink/pair and ftlink/arbiter.
-//
-// # The world
-//
-//	clients --- network --- host a  == direct link, management network ==  host b --- network
-//	                          |                                              |
-//	                          +----------------- volume ---------------------+
-//
-// Each host runs at most one process for the VM. A process is a role machine
-// (pair.Machine), maybe a guest, and what carries the machine's outputs out.
-// Events happen one after the other at simulated times; nothing waits.
-//
-// Faults come for a while: processes and hosts die and restart, freeze and
-// thaw; paths lose, delay, break in one direction or both; the volume stalls,
-// loses replies, or can't be reached by one or both; executions diverge. A user
-// has the VM change hosts meanwhile. Then all is repaired, and the pair has to be
-// protected again.
-//
-// Each fault and each command is a Step. What it does is drawn from a source of its
-// own, and when it comes from one that no other draws from. So a step can be left
-// out, and the others stay what they were.
-//
-// # What is checked, at each event that could break it
-//
-//   - at most one copy's effects leave at once
-//   - whatever has left is part of the history of the copy that goes live, and
-//     what a former primary still lets go, too
-//   - a reply that a client got is on the disk that a guest boots from, and in
-//     the state of each copy that goes live
-//   - the block's epoch grows by one with each change
-//   - no write of a former primary lands once another copy is live
-//   - what goes live was whole
-//   - a secondary reads what its primary read, as long as they are a pair, and
-//     whatever goes live has
-//   - in the end the VM runs protected and serves all clients, and there is an
-//     order of all that they did which explains what they were told (porcupine)
 package sim
 
 import (
@@ -60,7 +15,7 @@ import (
 
 const (
 	faultTime  = 9 * time.Second
-	repairTime = 9 * time.Second
+	repairTime = 8 * time.Second
 )
 
 var vmID = pair.UUID{0xd0, 0xe7}
@@ -72,6 +27,21 @@ type Options struct {
 	// OneAtATime lets the next fault come only when the last is repaired and the
 	// VM is protected. Then the guest has to survive all of them.
 	OneAtATime bool
+
+	// Deaths has only the live copy's host die, and only a protected one, in a world in
+	// which nothing is slow.
+	Deaths bool
+
+	// Link is the time that every message between the hosts takes, exactly, while
+	// executing the log takes none; 0: both are drawn.
+	Link time.Duration
+
+	// Speed has the guest work all the time, and its secondary do so at this part of the
+	// primary's speed; 0: a guest waits for its clients, and work takes no time.
+	Speed float64
+
+	// Tell is told of each event of the hosts' role machines; nil: nobody is.
+	Tell func(host int, e pair.Event)
 
 	// Keep are the only steps that take place; nil: all do. Vary is another draw of
 	// everything else, delays for instance. Story has the steps told.
@@ -104,6 +74,11 @@ type bugs struct {
 	runOn            bool // the guest runs on when the block is asked for
 	readsAtOnce      bool // answers to reads don't wait in the gate, for they change nothing
 	neverRegistered  bool // a secondary says that it may write, and may not
+	openUnprotected  bool // effects leave at once when a user wants no secondary
+	neverConsumed    bool // a secondary never says that it has executed what it has
+	ackUnexecuted    bool // a secondary says that it has executed what it holds
+	errorUnlogged    bool // the log says that a disk request that failed has not
+	forgetsUser      bool // a new process isn't told that a user wants no secondary
 }
 
 // World is one history.
@@ -123,6 +98,21 @@ type World struct {
 	level   lockstep.Level
 	hosts   [2]*process // the process of each host; nil: none
 	drained [2]bool
+
+	// Of a history that measures.
+	deaths    bool
+	link      time.Duration
+	speed     float64
+	tell      func(host int, e pair.Event)
+	died      time.Duration   // when the live copy's host died; 0: it didn't, or the other one is live
+	failovers []time.Duration // from there until the other one is live
+	delays    []time.Duration // of effects that waited for an acknowledgement
+
+	able [2]time.Duration // when the host was last seen unable to go on with the VM by itself
+
+	unprotected bool    // a user wants the VM to run without a secondary
+	told        [2]bool // and the host knows
+
 	volume  *volume
 	network network
 	clients [clientCount]*client
@@ -136,11 +126,32 @@ func Run(seed uint64, o Options) (Counters, error) {
 }
 
 func run(seed uint64, o Options) (*World, error) {
+	w := newWorld(seed, o)
+	w.play(faultTime + repairTime)
+	return w, w.outcome(seed)
+}
+
+// outcome looks at a world whose history is over.
+func (w *World) outcome(seed uint64) error {
+	if w.err == nil {
+		w.checkEnd()
+	}
+	if w.err != nil {
+		return fmt.Errorf("seed %d, after %v: %w", seed, w.now, w.err)
+	}
+	return nil
+}
+
+// newWorld arranges the history of a seed.
+func newWorld(seed uint64, o Options) *World {
 	w := &World{
-		bugs: o.bugs, single: o.OneAtATime, trace: o.Trace, rng: rand.New(rand.NewPCG(seed, 0xd0e7+o.Vary)), plan: newPlan(seed, o),
+		deaths: o.Deaths, link: o.Link, speed: o.Speed, tell: o.Tell, bugs: o.bugs, single: o.OneAtATime, trace: o.Trace, rng: rand.New(rand.NewPCG(seed, 0xd0e7+o.Vary)), plan: newPlan(seed, o),
 	}
 	w.level = lockstep.Level(w.rng.IntN(2))
-	w.volume = &volume{w: w, data: make([]record, keyCount)}
+	if w.speed > 0 {
+		w.level = lockstep.Verified
+	}
+	w.volume = &volume{w: w, data: make([]block, keyCount)}
 	free := pair.Block{VM: vmID, Kind: pair.Free, Epoch: 1}
 	w.volume.block = arbiter.Encode(free, arbiter.MinSize)
 	w.network.w = w
@@ -152,16 +163,14 @@ func run(seed uint64, o Options) (*World, error) {
 	}
 	w.after(100*time.Millisecond, w.userStarts)
 	w.after(within(w.plan.times['f'], 0, time.Second), w.nextFault)
-	w.after(within(w.plan.times['u'], time.Second, 3*time.Second), w.userMoves)
 	w.at(faultTime, w.repair)
-	w.play(faultTime + repairTime)
-	if w.err == nil {
-		w.checkEnd()
+	w.after(watchEvery, w.watch)
+	if w.deaths {
+		return w
 	}
-	if w.err != nil {
-		return w, fmt.Errorf("seed %d, after %v: %w", seed, w.now, w.err)
-	}
-	return w, nil
+	w.after(within(w.plan.times['u'], time.Second, 3*time.Second), w.userMoves)
+	w.at(faultTime+repairTime/3, func() { w.inject('e', w.lastWish) })
+	return w
 }
 
 // userStarts is a user who wants the VM to run, and may have stopped it.
@@ -182,6 +191,10 @@ func (w *World) userMoves() {
 		host := w.rng.IntN(2)
 		if !w.single && w.now < faultTime && w.chance(8) {
 			w.drain(host, !w.drained[host])
+			return
+		}
+		if !w.single && w.now < faultTime && w.chance(8) {
+			w.unprotect(!w.unprotected)
 			return
 		}
 		if p := w.hosts[host]; p != nil {
@@ -207,6 +220,40 @@ func (w *World) drain(host int, on bool) {
 	}
 	if p := w.hosts[host]; p != nil {
 		p.do(func() { p.step(pair.Command{Verb: verb}) })
+	}
+}
+
+// unprotect is a user who wants the VM to run without a secondary, or with one
+// again. The hosts learn it by the VM's definition, which each looks at now and then.
+func (w *World) unprotect(on bool) {
+	if w.unprotected == on {
+		return
+	}
+	w.unprotected = on
+	kind := moveProtect
+	if on {
+		kind = moveUnprotect
+	}
+	w.did(kind, both, "user      has the VM %s", faultNames[kind])
+	for h := range w.hosts {
+		w.after(w.between(0, time.Second), func() { w.tellUnprotected(h) })
+	}
+}
+
+// lastWish is a user who, in half of all histories, wants no secondary in the
+// repaired world, for long enough.
+func (w *World) lastWish() {
+	if w.chance(50) {
+		w.unprotect(true)
+		w.after(repairTime/3, w.checkUnprotected)
+	}
+}
+
+// tellUnprotected gives a host what the user wants now.
+func (w *World) tellUnprotected(host int) {
+	w.told[host] = w.unprotected
+	if p := w.hosts[host]; p != nil {
+		p.learnUnprotected(w.told[host])
 	}
 }
 

@@ -3,47 +3,33 @@ package vm
 import (
 	"sync"
 	"time"
+
+	"github.com/duet-ft/duet/hvd/lockstep"
 )
 
-// maxSent bounds the batches that are timed one by one; with more on the way,
-// new ones count with the last.
-const maxSent = 4096
-
-// lagMeter measures how far the secondary's execution is behind.
+// lagMeter measures how far the secondary's execution is behind, and says when the
+// guest is to wait for it.
 type lagMeter struct {
-	mu      sync.Mutex
-	batches []sentBatch
-	bell    chan struct{}
-}
-
-type sentBatch struct {
-	end uint64 // LSN behind it
-	at  time.Time
+	mu   sync.Mutex
+	pace lockstep.Pace
+	bell chan struct{} // an acknowledgement came
 }
 
 func (l *lagMeter) reset() {
 	l.mu.Lock()
-	l.batches = nil
+	l.pace.Reset()
 	l.mu.Unlock()
 }
 
 func (l *lagMeter) sent(end uint64) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if n := len(l.batches); n >= maxSent {
-		l.batches[n-1].end = end
-		return
-	}
-	l.batches = append(l.batches, sentBatch{end, time.Now()})
+	l.pace.Sent(time.Now(), end)
+	l.mu.Unlock()
 }
 
 func (l *lagMeter) ack(executed uint64) {
 	l.mu.Lock()
-	n := 0
-	for n < len(l.batches) && l.batches[n].end <= executed {
-		n++
-	}
-	l.batches = l.batches[n:]
+	l.pace.Executed(time.Now(), executed)
 	l.mu.Unlock()
 	select {
 	case l.bell <- struct{}{}:
@@ -55,8 +41,26 @@ func (l *lagMeter) ack(executed uint64) {
 func (l *lagMeter) now() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.batches) == 0 {
-		return 0
-	}
-	return time.Since(l.batches[0].at)
+	return l.pace.Lag(time.Now())
+}
+
+// stop says for how long the guest is to stand still, at most; 0: it runs on.
+func (l *lagMeter) stop(now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.pace.Stop(now)
+}
+
+// near says that the guest needn't stand still any more.
+func (l *lagMeter) near() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.pace.Near(time.Now())
+}
+
+// stood says that it runs again.
+func (l *lagMeter) stood() {
+	l.mu.Lock()
+	l.pace.Stood(time.Now())
+	l.mu.Unlock()
 }

@@ -85,7 +85,7 @@ func (e *Engine) Live(ctx context.Context) error {
 			e.halt()
 			continue
 		}
-		if e.throttle(ctx) {
+		if e.throttle(ctx, now) {
 			now = time.Now()
 		}
 		if err := e.run(ctx, now); err != nil {

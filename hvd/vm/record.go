@@ -139,34 +139,33 @@ func (e *Engine) flush(now time.Time, all bool) error {
 	return e.tapeLog(batch)
 }
 
-// throttle slows the guest down while its secondary lags: now and then the
-// guest stands still, for longer the further the secondary is behind, at most
-// five sixths of the time. An acknowledgement ends it. It says whether the guest
-// stood.
-func (e *Engine) throttle(ctx context.Context) bool {
+// throttle lets the guest stand still while its secondary lags, as lockstep.Pace
+// says. An acknowledgement ends it that shows the secondary near again. It says
+// whether the guest stood.
+func (e *Engine) throttle(ctx context.Context, now time.Time) bool {
 	if e.primary == nil {
 		return false
 	}
-	excess := e.lag.now() - e.cfg.MaxLag
-	if excess <= 0 || time.Since(e.throttled) < throttleEvery {
+	stop := e.lag.stop(now)
+	if stop == 0 {
 		return false
 	}
 	e.Stats.Throttled.Add(1)
-	timer := time.NewTimer(min(excess/4, maxThrottle))
+	timer := time.NewTimer(stop)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-e.lag.bell:
+	for stands := true; stands; {
+		select {
+		case <-ctx.Done():
+			stands = false
+		case <-timer.C:
+			stands = false
+		case <-e.lag.bell: // which may be an old one
+			stands = !e.lag.near()
+		}
 	}
-	e.throttled = time.Now()
+	e.lag.stood()
 	return true
 }
-
-const (
-	throttleEvery = 10 * time.Millisecond // the guest runs at least so long between two stops
-	maxThrottle   = 50 * time.Millisecond
-)
 
 // Lag is how long ago the primary made what the secondary hasn't executed yet.
 func (e *Engine) Lag() time.Duration { return e.lag.now() }

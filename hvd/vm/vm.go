@@ -63,7 +63,7 @@ type Config struct {
 	StopAfter  time.Duration // an overdue input asks for a trap; default 1 ms
 	KickAfter  time.Duration // then for a resync; default 5 ms
 	FlushAfter time.Duration // the log waits no longer; default 2 ms
-	MaxLag     time.Duration // the primary slows down beyond; default 100 ms
+	MaxLag     time.Duration // see lockstep.Pace; default 100 ms
 	// SharedDisks says that whoever reads the log reaches the guest's disks: what
 	// the guest reads goes into the log by reference.
 	SharedDisks bool
@@ -120,25 +120,24 @@ type Engine struct {
 	over    chan struct{} // closed when Live has returned: nobody does any more
 
 	// Of a primary; owned by the loop but for what gateMu guards.
-	primary   *lockstep.Primary[board.Effect]
-	send      func(lsn uint64, batch []byte)
-	flushed   time.Time
-	marked    time.Time
-	throttled time.Time // when the guest last stood still for its secondary
-	urgent    bool      // an effect waits for the log
-	tell      bool      // the guest is to be told the time, as it may want to know
-	at        place     // how the present position was found
-	chosen    uint64    // guest time when the traps were last thought about, ns
-	gateMu    sync.Mutex
-	gate      lockstep.Gate[timed]
-	lag       lagMeter
-	wanting   atomic.Bool // the loop waits for an acknowledgement
-	tape      *tape       // a recording, or nil
-	reads     reads
-	seeding   bool
-	blind     bool       // the log's reader can't find points
-	paused    *paused    // for a switchover, or nil
-	ended     chan error // the guest's own end, once it was let out
+	primary *lockstep.Primary[board.Effect]
+	send    func(lsn uint64, batch []byte)
+	flushed time.Time
+	marked  time.Time
+	urgent  bool   // an effect waits for the log
+	tell    bool   // the guest is to be told the time, as it may want to know
+	at      place  // how the present position was found
+	chosen  uint64 // guest time when the traps were last thought about, ns
+	gateMu  sync.Mutex
+	gate    lockstep.Gate[timed]
+	lag     lagMeter
+	wanting atomic.Bool // the loop waits for an acknowledgement
+	tape    *tape       // a recording, or nil
+	reads   reads
+	seeding bool
+	blind   bool       // the log's reader can't find points
+	paused  *paused    // for a switchover, or nil
+	ended   chan error // the guest's own end, once it was let out
 
 	// Of a secondary.
 	feed     feed
@@ -157,6 +156,8 @@ func New(m *machine.Machine, rim Rim, cfg Config) *Engine {
 	e := &Engine{m: m, rim: rim, cfg: cfg, do: make(chan func(), 16), over: make(chan struct{}), ended: make(chan error, 1)}
 	e.kick.m = m
 	e.lag.bell = make(chan struct{}, 1)
+	e.lag.pace.MaxLag = e.cfg.MaxLag
+	e.lag.reset()
 	e.gate.Level = cfg.Level
 	e.inbox.init(&e.bell, m.Board.VsockRoom())
 	e.feed.bell = &e.bell

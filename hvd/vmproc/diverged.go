@@ -92,7 +92,7 @@ func (p *Process) noteDivergence(c *session.Conn, d api.Divergence) {
 	}
 	p.mu.Lock()
 	p.diverged++
-	e := api.Event{VM: p.def.Name, Epoch: p.epoch, Role: p.role.String(), What: what, Divergence: &d}
+	e := api.Event{VM: p.def.Name, Kind: api.EventDivergence, Cause: plain(d.Kind), Epoch: p.epoch, Role: p.role.String(), What: what, Divergence: &d}
 	p.mu.Unlock()
 	p.record(e)
 }

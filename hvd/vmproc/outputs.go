@@ -9,6 +9,7 @@ import (
 	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/ftlink/session"
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/daemon/vmsock"
 	"github.com/duet-ft/duet/hvd/event"
 	"github.com/duet-ft/duet/hvd/iscsi"
 	"github.com/duet-ft/duet/hvd/lockstep"
@@ -210,19 +211,26 @@ func (p *Process) halt() {
 }
 
 func (p *Process) event(o pair.Event) {
-	p.record(api.Event{VM: p.def.Name, Epoch: o.Epoch, Role: o.Role.String(), What: o.What})
+	e := api.Event{VM: p.def.Name, Kind: o.Kind.String(), Epoch: o.Epoch, Role: o.Role.String(), Cause: o.Cause, What: o.What}
+	if o.From != o.Role {
+		e.From = o.From.String()
+	}
+	p.record(e)
 }
 
-// record keeps an event for people, as of now, and prints it.
+// record keeps an event, as of now and where the guest is, and tells the daemon.
 func (p *Process) record(e api.Event) {
 	e.At = time.Now()
 	p.mu.Lock()
+	if g := p.guest; g != nil && g.engine != nil {
+		e.Position = g.engine.Stats.Position.Load()
+	}
 	p.events = append(p.events, e)
 	if n := len(p.events); n > maxEvents {
 		p.events = p.events[n-maxEvents:]
 	}
 	p.mu.Unlock()
-	p.say(e.Role + ": " + e.What)
+	p.say(vmsock.EventLine(e))
 }
 
 // suspicion is why a secondary, or one that diverged, began to suspect its

@@ -55,6 +55,7 @@ import (
 	"github.com/duet-ft/duet/hvd/iscsi"
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/locate"
+	"github.com/duet-ft/duet/hvd/lockstep"
 	"github.com/duet-ft/duet/hvd/mem"
 	"github.com/duet-ft/duet/hvd/nexus"
 	"github.com/duet-ft/duet/hvd/vcpu"
@@ -104,7 +105,7 @@ type Process struct {
 	pair    *pair.Machine
 	link    *session.Link
 	pulse   *pulse
-	laggard laggard // the loop's
+	laggard lockstep.Laggard // the loop's
 	moving  moving
 	inputs  chan pair.Input
 	later   chan func(context.Context) // run by the loop
@@ -156,9 +157,9 @@ func Main(ctx context.Context, opt Options) error {
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(gcLimit)
 	p := &Process{opt: opt, inputs: make(chan pair.Input, 1024), later: make(chan func(context.Context), 16), begun: time.Now()}
-	p.laggard.limit = maxStall
+	p.laggard.Limit = maxStall
 	if vcpu.UnderTCG() {
-		p.laggard.limit = maxStallEmulated
+		p.laggard.Limit = maxStallEmulated
 	}
 	defer p.close()
 	if err := p.open(ctx); err != nil {
@@ -379,6 +380,9 @@ func (p *Process) loop(ctx context.Context) error {
 	// Now that the daemon can tell this process, the file says no less than it would.
 	if _, err := os.Stat(hostcfg.DrainedPath(p.opt.HostConfig)); err == nil {
 		p.step(ctx, pair.Command{Verb: pair.Drain})
+	}
+	if p.def.Unprotected {
+		p.step(ctx, pair.Command{Verb: pair.Unprotect})
 	}
 	for !p.ending {
 		p.pulse.turn(time.Now())

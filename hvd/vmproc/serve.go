@@ -38,7 +38,10 @@ func (p *Process) serve(ctx context.Context) (*http.Server, error) {
 	mux.HandleFunc("GET /v1/vm/events", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.history()) })
 	mux.HandleFunc("GET /v1/vm/console", p.serveConsole)
 	mux.HandleFunc("GET /v1/vm/recording", p.serveRecording)
-	for name, verb := range map[string]pair.Verb{"start": pair.Start, "stop": pair.Stop, "force-start": pair.ForceStart, "drain": pair.Drain, "undrain": pair.Undrain} {
+	for name, verb := range map[string]pair.Verb{
+		"start": pair.Start, "stop": pair.Stop, "force-start": pair.ForceStart, "drain": pair.Drain, "undrain": pair.Undrain,
+		"unprotect": pair.Unprotect, "protect": pair.Protect,
+	} {
 		mux.HandleFunc("POST /v1/vm/"+name, func(w http.ResponseWriter, _ *http.Request) {
 			p.command(verb)
 			answer(w, p.status())

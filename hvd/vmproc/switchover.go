@@ -181,7 +181,7 @@ func (p *Process) takeOver() {
 		return
 	}
 	if !begun.IsZero() {
-		p.record(api.Event{VM: p.def.Name, Epoch: p.epoch, Role: pair.Primary.String(), What: fmt.Sprintf(
+		p.record(api.Event{VM: p.def.Name, Kind: api.EventRole, Epoch: p.epoch, Role: pair.Primary.String(), What: fmt.Sprintf(
 			"the guest stood still for %.0f ms", ms(time.Since(begun)))})
 	}
 }

@@ -45,6 +45,8 @@ type Definition struct {
 	Kernel string `json:"kernel,omitempty"`
 	// Cmdline is appended to the kernel's command line.
 	Cmdline string `json:"cmdline,omitempty"`
+	// Unprotected says that a user wants the VM to run without a secondary.
+	Unprotected bool `json:"unprotected,omitempty"`
 }
 
 // DiskDef is a virtual disk.

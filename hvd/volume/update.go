@@ -55,7 +55,7 @@ func (v *Volume) Delete(ctx context.Context, name string) error {
 	})
 }
 
-// Modify changes memory, output rule or command line of a VM; the rest stays.
+// Modify changes memory, output rule, command line or protection of a VM; the rest stays.
 func (v *Volume) Modify(ctx context.Context, name string, change func(*Definition)) error {
 	return v.update(ctx, func(u *update) error {
 		i := slices.IndexFunc(u.vms, func(d Definition) bool { return d.Name == name })
@@ -65,6 +65,7 @@ func (v *Volume) Modify(ctx context.Context, name string, change func(*Definitio
 		d := u.vms[i]
 		change(&d)
 		u.vms[i].MemoryMiB, u.vms[i].Output, u.vms[i].Cmdline = d.MemoryMiB, d.Output, d.Cmdline
+		u.vms[i].Unprotected = d.Unprotected
 		return u.vms[i].check()
 	})
 }

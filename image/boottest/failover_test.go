@@ -50,6 +50,7 @@ func TestPair(t *testing.T) {
 		{"recorded", p.record},
 		{"switched over", p.switchOver},
 		{"host drained", p.drain},
+		{"unprotected", p.unprotect},
 		{"failover tested", p.testFailover},
 		{"cable pulled in lockstep", p.pullInLockstep},
 		{"cable pulled while seeding", p.pullWhileSeeding},

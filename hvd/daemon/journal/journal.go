@@ -6,195 +6,267 @@
 //
 // # File
 //
-// JSON, one api.Event a line, in the order in which they became known; a line that can't be read is skipped. It grows up
-// to 1 MiB and is then written anew with what the journal holds. Losing some of it in a power cut is accepted: it is
-// never synced.
+// One record a line, in the order in which the events became known, so that tools for text read it, too:
+//
+//	0    8  CRC-32C (Castagnoli) of the JSON, as hex digits, lower case
+//	8    1  a blank
+//	9    n  an api.Event as JSON, which has no line feed in it
+//	9+n  1  a line feed; sum, blank, JSON and line feed are at most 32 KiB
+//
+// A reader takes every line whose sum is right, and skips all others. So what a power cut tears off costs the record that
+// it tears, and damage in the middle costs the records that it is in; no content of the file makes reading fail. It is
+// replaced as a whole (a new file that is synced and then renamed) when the journal opens, before it would grow beyond
+// 1 MiB, and after any error, so that a record never follows a torn one.
+//
+// # When it is on the disk
+//
+// A goroutine of the journal's own writes and syncs what Add takes, one batch after the other: Add never waits for a
+// disk, and what was added is on it as soon as the one before it is. A disk that is full, read-only or stuck costs the
+// file only: the events stay in memory, up to Capacity, and the file is written anew with the next event, and each
+// RetryEvery, until that succeeds.
+//
+//	       wake              stale or large               ok
+//	idle --------> writing ------------------> replacing -----> idle
+//	                 |  error                      |  error
+//	                 +------> stale, told once <---+    waits for the next event, or RetryEvery
 package journal
 
 import (
-	"bufio"
 	"bytes"
-	"encoding/json"
-	"errors"
-	"io"
-	"io/fs"
-	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/duet-ft/duet/hvd/api"
-	"github.com/google/renameio/v2"
 )
 
 const (
 	// Capacity is how many events are kept; the oldest go first.
 	Capacity = 1000
-	// maxFile is the size of the file at which it is written anew, in bytes; maxEvent that of a line.
-	maxFile  = 1 << 20
-	maxEvent = 8 << 10
-	// maxText bounds a VM's name and role, in bytes.
+	// RetryEvery is how often a file that couldn't be written is tried again without a new event.
+	RetryEvery = 30 * time.Second
+
+	// maxFile is the size that the file never exceeds; maxHeld is that of the records that are kept.
+	maxFile = 1 << 20
+	maxHeld = maxFile / 2
+	// maxText bounds names and roles, in bytes.
 	maxText = 64
+	// closeLimit bounds how long Close waits for the disk.
+	closeLimit = 2 * time.Second
 )
 
-// Journal holds events in the order of their times. Its methods may be called concurrently.
+// Journal holds events in the order of their times. Its methods may be called concurrently, and never wait for a disk.
 type Journal struct {
-	mu     sync.Mutex
-	events []api.Event
-	known  map[identity]bool
-	path   string
-	file   *os.File // nil: memory only
-	size   int64
+	report func(error)
+	ended  chan struct{} // closed when the writer has ended; nil: there is none
+	wake   chan struct{}
+
+	mu      sync.Mutex
+	held    []record
+	size    int // of all records that are held, in bytes
+	known   map[identity]bool
+	pending []byte // records that aren't in the file
+	stale   bool   // the file must be replaced
+	closing bool
+}
+
+// record is an event with what the file has of it.
+type record struct {
+	e    api.Event
+	line []byte
 }
 
 // identity tells an event that has been merged already from a new one.
 type identity struct {
-	at       int64 // Unix time, ns
-	vm, what string
+	at             int64 // Unix time, ns
+	host, vm, what string
 }
 
-func identify(e api.Event) identity { return identity{e.At.UnixNano(), e.VM, e.What} }
+func identify(e api.Event) identity { return identity{e.At.UnixNano(), e.Host, e.VM, e.What} }
 
 // Memory makes a journal without a file.
 func Memory() *Journal { return &Journal{known: map[identity]bool{}} }
 
-// Open makes a journal that continues the file at path, which is made if it is missing. With an error, the journal is
-// there all the same, in memory only.
-func Open(path string) (*Journal, error) {
+// Open makes a journal that continues the file at path, which is made if it is missing. report is told why the file
+// can't be read or written, once until it can again, which it is told by nil; it must not call the journal.
+func Open(path string, report func(error)) *Journal {
+	list, err := load(path)
+	if err != nil {
+		report(err) // and what can't be read is written anew
+	}
+	return begin(&file{path: path}, list, report)
+}
+
+// begin makes a journal with some events and a place to keep them.
+func begin(s store, list []api.Event, report func(error)) *Journal {
 	j := Memory()
-	f, err := os.Open(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return j, err
-	default:
-		err := j.load(io.LimitReader(f, 2*maxFile))
-		f.Close()
-		if err != nil {
-			return j, err
-		}
+	for _, e := range list {
+		j.insert(e)
 	}
-	j.path = path
-	return j, j.rewrite()
-}
-
-// load adds the events of a file's content.
-func (j *Journal) load(r io.Reader) error {
-	for s := bufio.NewReaderSize(r, maxEvent); ; {
-		line, err := s.ReadSlice('\n')
-		var e api.Event
-		if json.Unmarshal(line, &e) == nil {
-			j.insert(clean(e))
-		}
-		if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
-		}
-	}
-}
-
-// rewrite replaces the file by one with the events that are held, and opens it.
-func (j *Journal) rewrite() error {
-	if j.file != nil {
-		j.file.Close()
-		j.file = nil
-	}
-	var b bytes.Buffer
-	for _, e := range j.events {
-		b.Write(encode(e))
-	}
-	if err := renameio.WriteFile(j.path, b.Bytes(), 0o600); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(j.path, os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return err
-	}
-	j.file, j.size = f, int64(b.Len())
-	return nil
-}
-
-func encode(e api.Event) []byte {
-	line, err := json.Marshal(e)
-	if err != nil {
-		return nil // never: insert lets no time in that JSON can't hold
-	}
-	return append(line, '\n')
+	j.report, j.stale = report, true
+	j.ended, j.wake = make(chan struct{}), make(chan struct{}, 1)
+	j.wake <- struct{}{}
+	go j.write(s)
+	return j
 }
 
 // clean makes an event as it is kept: bounded, and its time without a monotonic part, like one that was in the file.
-func clean(e api.Event) api.Event {
+// It fails for a time that JSON can't hold; a VM's process may make up any.
+func clean(e api.Event) (api.Event, bool) {
 	e.At = e.At.Round(0).UTC()
-	e.What, e.VM, e.Role = api.OneLine(e.What), cut(e.VM), cut(e.Role)
-	return e
-}
-
-// insert puts a clean event in its place, and says whether it is new.
-func (j *Journal) insert(e api.Event) bool {
-	id := identify(e)
-	if y := e.At.Year(); y < 1970 || y > 9999 || j.known[id] {
-		return false // JSON can't hold all times that a VM's process could make up
+	e.What, e.Cause = api.OneLine(e.What), api.OneLine(e.Cause)
+	for _, s := range []*string{&e.Host, &e.VM, &e.Kind, &e.From, &e.Role} {
+		*s = api.OneLine((*s)[:min(len(*s), maxText)])
 	}
-	if len(j.events) >= Capacity {
-		if e.At.Before(j.events[0].At) {
-			return false // it has been here and was dropped, or it's too old
-		}
-		delete(j.known, identify(j.events[0]))
-		j.events = slices.Delete(j.events, 0, 1)
-	}
-	j.known[id] = true
-	at := len(j.events)
-	for at > 0 && j.events[at-1].At.After(e.At) {
-		at--
-	}
-	j.events = slices.Insert(j.events, at, e)
-	return true
-}
-
-func cut(s string) string { return api.OneLine(s[:min(len(s), maxText)]) }
-
-// Add adds events, but for those that it has already. An error is about the file, which isn't written any more then.
-func (j *Journal) Add(list ...api.Event) error {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	var b []byte
-	for _, e := range list {
-		if e = clean(e); j.insert(e) {
-			b = append(b, encode(e)...)
+	if d := e.Divergence; d != nil {
+		e.Divergence = &api.Divergence{
+			Kind: api.OneLine(d.Kind), Position: d.Position, Detail: api.OneLine(d.Detail),
+			Exit: d.Exit, Here: api.OneLine(d.Here), There: api.OneLine(d.There),
 		}
 	}
-	if j.file == nil || len(b) == 0 {
+	y := e.At.Year()
+	return e, y >= 1970 && y <= 9999
+}
+
+// insert puts a clean event in its place, and returns its record; nil if it isn't new.
+func (j *Journal) insert(e api.Event) []byte {
+	id, line := identify(e), encode(e)
+	if j.known[id] || line == nil {
 		return nil
 	}
-	n, err := j.file.Write(b)
-	j.size += int64(n)
-	if err == nil && j.size > maxFile {
-		err = j.rewrite()
+	full := func() bool { return len(j.held) >= Capacity || j.size+len(line) > maxHeld }
+	if full() && e.At.Before(j.held[0].e.At) {
+		return nil // it has been here and was dropped, or it's too old
 	}
-	if err != nil {
-		j.drop()
+	for full() {
+		delete(j.known, identify(j.held[0].e))
+		j.size -= len(j.held[0].line)
+		j.held = slices.Delete(j.held, 0, 1)
 	}
-	return err
+	j.known[id] = true
+	j.size += len(line)
+	at := len(j.held)
+	for at > 0 && j.held[at-1].e.At.After(e.At) {
+		at--
+	}
+	j.held = slices.Insert(j.held, at, record{e, line})
+	return line
+}
+
+// Add adds events, but for those that it has already.
+func (j *Journal) Add(list ...api.Event) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for _, e := range list {
+		if e, ok := clean(e); ok && j.ended != nil && !j.stale {
+			j.pending = append(j.pending, j.insert(e)...)
+		} else if ok {
+			j.insert(e)
+		}
+	}
+	if len(j.pending) > maxHeld { // the disk is slow: what is held is all that counts
+		j.pending, j.stale = nil, true
+	}
+	if len(j.pending) > 0 || j.stale {
+		j.kick()
+	}
+}
+
+func (j *Journal) kick() {
+	select {
+	case j.wake <- struct{}{}:
+	default:
+	}
 }
 
 // List returns the events, oldest first.
 func (j *Journal) List() []api.Event {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return slices.Clone(j.events)
+	list := make([]api.Event, len(j.held))
+	for i, r := range j.held {
+		list[i] = r.e
+	}
+	return list
 }
 
-// Close closes the file.
+// Close has what was added written, and ends the writer. A disk that is stuck is left behind after a moment.
 func (j *Journal) Close() {
+	if j.ended == nil {
+		return
+	}
+	j.mu.Lock()
+	j.closing = true
+	j.kick()
+	j.mu.Unlock()
+	limit := time.NewTimer(closeLimit)
+	defer limit.Stop()
+	select {
+	case <-j.ended:
+	case <-limit.C:
+	}
+}
+
+// work is what the writer has to do next.
+type work struct {
+	b       []byte
+	replace bool
+	last    bool // the journal closes
+}
+
+// take returns what isn't in the file yet; size is the file's.
+func (j *Journal) take(size int) work {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.drop()
+	w := work{b: j.pending, last: j.closing}
+	j.pending = nil
+	if j.stale || size+len(w.b) > maxFile {
+		var all bytes.Buffer
+		for _, r := range j.held {
+			all.Write(r.line)
+		}
+		w.b, w.replace = all.Bytes(), true
+		j.stale = false
+	}
+	return w
 }
 
-func (j *Journal) drop() {
-	if j.file != nil {
-		j.file.Close()
-		j.file = nil
+// write is the writer.
+func (j *Journal) write(s store) {
+	defer close(j.ended)
+	defer s.close()
+	again := time.NewTicker(RetryEvery)
+	defer again.Stop()
+	size, failing := 0, false
+	for {
+		select {
+		case <-j.wake:
+		case <-again.C:
+			if !failing {
+				continue
+			}
+		}
+		w := j.take(size)
+		var err error
+		switch {
+		case w.replace:
+			err = s.replace(w.b)
+			size = len(w.b)
+		case len(w.b) > 0:
+			err = s.add(w.b)
+			size += len(w.b)
+		}
+		if err != nil {
+			j.mu.Lock()
+			j.stale, j.pending = true, nil
+			j.mu.Unlock()
+		}
+		if worked := w.replace || len(w.b) > 0; (err != nil) != failing && worked {
+			failing = err != nil
+			j.report(err)
+		}
+		if w.last {
+			return
+		}
 	}
 }

@@ -3,13 +3,12 @@ package journal
 import (
 	"bytes"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/google/go-cmp/cmp"
 )
 
 var epoch = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
@@ -59,94 +58,34 @@ func TestBounded(t *testing.T) {
 	}
 }
 
-func TestFileContinues(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "events.jsonl")
-	j, err := Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	j.Add(at(2, "", "two"), at(1, "", "one"))
-	j.Close()
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	fmt.Fprintf(f, "rubbish\n%s\n{\"what\":\"cut off", strings.Repeat("y", 3*maxEvent))
-	f.Close()
-	if j, err = Open(path); err != nil {
-		t.Fatal(err)
-	}
-	defer j.Close()
-	if got, want := whats(j.List()), "one two"; got != want {
-		t.Errorf("events %q, want %q", got, want)
-	}
-}
-
-func TestFileIsRotated(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "events.jsonl")
-	j, err := Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer j.Close()
-	largest := int64(0)
-	for i := range 4 * maxFile / 900 {
-		if err := j.Add(at(i, "x", fmt.Sprint(i, strings.Repeat("w", 800)))); err != nil {
-			t.Fatal(err)
-		}
-		info, err := os.Stat(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		largest = max(largest, info.Size())
-	}
-	if largest > maxFile || largest < maxFile/2 {
-		t.Errorf("the file grew up to %d bytes", largest)
-	}
-	last := j.List()
-	again, err := Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer again.Close()
-	if got := again.List(); len(got) != Capacity || whats(got) != whats(last) {
-		t.Errorf("the file holds %d of the last %d events", len(got), Capacity)
-	}
-}
-
-func TestWithoutFile(t *testing.T) {
-	j, err := Open("/nonexistent/events.jsonl")
-	if err == nil || j == nil {
-		t.Fatalf("Open in a missing directory: %v, %v", j, err)
-	}
-	j.Add(at(1, "", "one"))
-	if got := whats(j.List()); got != "one" {
-		t.Errorf("events %q", got)
-	}
-}
-
-func FuzzLoad(f *testing.F) {
-	f.Add([]byte(`{"at":"2026-01-02T03:04:05Z","what":"a"}` + "\n"))
-	f.Add([]byte("\n\n{}\n[1]\n\"\x00"))
-	f.Add([]byte(`{"at":"9999-12-31T23:59:59-24:00","what":"a"}`))
+// FuzzRead: whatever a file holds, it is read, and what was read is written so that it is read again.
+func FuzzRead(f *testing.F) {
+	whole := encode(at(1, "db", "a"))
+	f.Add(whole)
+	f.Add(whole[:len(whole)-1])
+	f.Add(append(whole[:len(whole)/2:len(whole)/2], whole...))
+	f.Add([]byte("\n\n00000000 \n00000000 {}\n"))
+	f.Add(append(append(sum([]byte(`{"at":"9999-12-31T23:59:59-24:00","what":"a"}`)), ' '), `{"at":"9999-12-31T23:59:59-24:00","what":"a"}`...))
+	f.Add(bytes.Repeat([]byte("y"), 3*maxRecord))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		j := Memory()
-		if err := j.load(bytes.NewReader(b)); err != nil {
+		fill := func(e api.Event) { j.insert(e) }
+		if err := read(bytes.NewReader(b), fill); err != nil {
 			t.Fatal(err)
 		}
 		var again bytes.Buffer
-		for i, e := range j.events {
-			if i > 0 && e.At.Before(j.events[i-1].At) {
+		for i, r := range j.held {
+			if i > 0 && r.e.At.Before(j.held[i-1].e.At) {
 				t.Fatal("events aren't in the order of their times")
 			}
-			again.Write(encode(e))
+			again.Write(r.line)
 		}
 		k := Memory()
-		if err := k.load(&again); err != nil {
+		if err := read(&again, func(e api.Event) { k.insert(e) }); err != nil {
 			t.Fatal(err)
 		}
-		if len(k.events) != len(j.events) {
-			t.Fatalf("%d events are written, %d are read", len(j.events), len(k.events))
+		if d := cmp.Diff(j.List(), k.List()); d != "" {
+			t.Fatalf("written and read (-written +read):\n%s", d)
 		}
 	})
 }

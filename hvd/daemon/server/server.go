@@ -24,6 +24,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,6 +62,8 @@ type Backend interface {
 	VM(ctx context.Context, name string) (api.VM, error)
 	Create(ctx context.Context, definition []byte) (api.VM, error)
 	Delete(ctx context.Context, name string) error
+	// Protect lets a VM have a secondary, or has it run without one.
+	Protect(ctx context.Context, name string, on bool) (api.VM, error)
 	// Forward sends a request to the VM's process: path is what comes after the VM, such as "/start".
 	Forward(ctx context.Context, name, method, path string) (vmsock.Reply, error)
 	// Stream sends a GET to the VM's process; the answer's body comes for as long as ctx lasts.
@@ -140,6 +143,8 @@ func Handler(cfg Config) http.Handler {
 	mux.HandleFunc("GET /v1/vms/{name}/console", h.console)
 	mux.HandleFunc("GET /v1/vms/{name}/recording", h.recording)
 	mux.HandleFunc("GET /v1/vms/{name}/vsock/{port}", h.vsock)
+	mux.HandleFunc("POST /v1/vms/{name}/protect", h.protect(true))
+	mux.HandleFunc("POST /v1/vms/{name}/unprotect", h.protect(false))
 	mux.HandleFunc("POST /v1/vms/{name}/{action}", h.act)
 	mux.HandleFunc("GET /v1/events", h.events)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
@@ -184,6 +189,15 @@ func (h *handler) drain(on bool) http.HandlerFunc {
 	}
 }
 
+func (h *handler) protect(on bool) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), changeLimit)
+		defer cancel()
+		v, err := h.b.Protect(ctx, r.PathValue("name"), on)
+		answer(w, v, err)
+	}
+}
+
 func (h *handler) vms(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readLimit)
 	defer cancel()
@@ -204,11 +218,28 @@ func (h *handler) vm(w http.ResponseWriter, r *http.Request) {
 func (h *handler) events(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), readLimit)
 	defer cancel()
-	list := h.b.Events(ctx)
-	if list == nil {
-		list = []api.Event{}
+	since, vm, err := wanted(r.URL.Query())
+	if err != nil {
+		answer(w, nil, err)
+		return
+	}
+	list := []api.Event{}
+	for _, e := range h.b.Events(ctx) {
+		if !e.At.Before(since) && (vm == "" || e.VM == vm) {
+			list = append(list, e)
+		}
 	}
 	answer(w, list, nil)
+}
+
+// wanted is which events a query asks for.
+func wanted(q url.Values) (since time.Time, vm string, err error) {
+	if text := q.Get("since"); text != "" {
+		if since, err = time.Parse(time.RFC3339Nano, text); err != nil {
+			return since, "", api.Errorf(http.StatusBadRequest, "since=%.60q: expected a time such as 2026-01-02T15:04:05Z", text)
+		}
+	}
+	return since, q.Get("vm"), nil
 }
 
 func (h *handler) create(w http.ResponseWriter, r *http.Request) {

@@ -46,6 +46,14 @@ func (f *fake) Drain(_ context.Context, on bool) (api.Host, error) {
 	return api.Host{Name: "a", Drained: true}, nil
 }
 
+func (f *fake) Protect(_ context.Context, name string, on bool) (api.VM, error) {
+	f.note("protect %s %t", name, on)
+	if on {
+		return api.VM{}, api.Errorf(http.StatusServiceUnavailable, "no volume")
+	}
+	return api.VM{Name: name, Unprotected: true}, nil
+}
+
 func (f *fake) VMs(context.Context) ([]api.VM, error) { return []api.VM{{Name: "db"}}, nil }
 
 func (f *fake) VM(_ context.Context, name string) (api.VM, error) {
@@ -169,13 +177,15 @@ func TestResources(t *testing.T) {
 		{second(c.VM(ctx, "a/b c")), 404, `there is no VM "a/b c"`},
 		{c.Stop(ctx, "db"), 409, "it is off already"},
 		{c.Delete(ctx, "db"), 500, "the disk is on fire"},
+		{second(c.Protect(ctx, "db")), 503, "no volume"},
+		{second(c.EventsSince(ctx, time.Date(12345, 1, 1, 0, 0, 0, 0, time.UTC), "")), 400, `since="12345-01-01T00:00:00Z": expected a time such as 2026-01-02T15:04:05Z`},
 	} {
 		var e *api.Error
 		if !errors.As(bad.err, &e) || e.Status != bad.status || e.Line != bad.line {
 			t.Errorf("error %#v, want status %d, %q", bad.err, bad.status, bad.line)
 		}
 	}
-	want := `create {"name":"new"}|GET db /console|POST db /start|POST db /shutdown|POST db /force-start|POST db /stop|delete db`
+	want := `create {"name":"new"}|GET db /console|POST db /start|POST db /shutdown|POST db /force-start|POST db /stop|delete db|protect db true`
 	if got := strings.Join(f.asked, "|"); got != want {
 		t.Errorf("the backend was asked for\n%s, want\n%s", got, want)
 	}

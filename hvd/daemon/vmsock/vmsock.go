@@ -2,7 +2,7 @@
 //
 // # Place
 //
-// hvd/vmproc listens on the sockets; hvd/daemon asks for the VM's state and events, passes commands on, and connects
+// hvd/vmproc listens on the sockets and writes the lines; hvd/daemon asks for the VM's state and events, passes commands on, and connects
 // to ports of the guest. It imports hvd/api.
 //
 // # Sockets
@@ -12,6 +12,9 @@
 //	              "CONNECT <port>\n", gets "OK <number>\n", and from then on bytes are the guest's. A connection
 //	              that is closed instead of answered was refused by the guest.
 //	console.sock  the stream of hvd/api/console; there while the guest runs on this host
+//
+// Beside that the process tells of its events by lines on its standard error (EventLine): the last one before it dies must
+// not be lost.
 package vmsock
 
 import (
