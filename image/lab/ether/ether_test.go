@@ -175,6 +175,31 @@ func TestCutAndDelay(t *testing.T) {
 	})
 }
 
+func TestLoss(t *testing.T) {
+	pa, a := plug(t)
+	pb, b := plug(t)
+	Join(pa, pb)
+	const frames, perMille = 1000, 300
+	pa.SetLoss(FromMachine, perMille)
+	for range frames {
+		a.send(frame(mac(2), mac(1), "perhaps"))
+	}
+	pa.SetLoss(FromMachine, 0)
+	last := frame(mac(2), mac(1), "last")
+	a.send(last)
+	var came int
+	for f := range b.got {
+		if bytes.Equal(f, last) {
+			break
+		}
+		came++
+	}
+	// Fifteen standard deviations of a binomial distribution on either side.
+	if lost := frames - came; lost < 100 || lost > 500 {
+		t.Errorf("%d of %d frames were lost, and should be some %d", lost, frames, perMille)
+	}
+}
+
 func TestStoppedMachineHoldsUpNobody(t *testing.T) {
 	hub := NewHub()
 	pa, a := plug(t)
