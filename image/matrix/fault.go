@@ -150,7 +150,7 @@ var (
 	linkCutFrom = link("link-cut-one-way", "the direct link loses all that %s sends", func(p *ether.Port, on bool) {
 		p.Cut(ether.FromMachine, on)
 	})
-	linkSlow = lasting(5*time.Second, link("link-slow", "the direct link takes " + span(linkDelay) + " longer each way", func(p *ether.Port, on bool) {
+	linkSlow = lasting(5*time.Second, link("link-slow", "the direct link takes "+span(linkDelay)+" longer each way", func(p *ether.Port, on bool) {
 		p.SetDelay(ether.FromMachine, linkDelay*time.Duration(one(on)))
 	}))
 	linkLossy = lasting(5*time.Second, link("link-lossy", fmt.Sprintf("the direct link loses %d %% of the packets", linkLoss/10), func(p *ether.Port, on bool) {
