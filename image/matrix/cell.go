@@ -64,6 +64,8 @@ type Cell struct {
 	Slows bool
 	// Restarts says that the guest starts anew from its disk: all connections are lost, and nothing else.
 	Restarts bool
+	// Says is a piece of what a host tells of it while it lasts, as the VM's error or by an event.
+	Says string
 	// Sees is what the user sees, beside Serves and Wait.
 	Sees string
 	// Quick cells are part of make test.
@@ -144,6 +146,9 @@ func (c Cell) sees() string {
 	}
 	if c.Sees != "" {
 		all = append(all, c.Sees)
+	}
+	if c.Says != "" {
+		all = append(all, fmt.Sprintf("`duet` says: \"%s\"", c.Says))
 	}
 	return strings.Join(all, "; ")
 }

@@ -17,6 +17,10 @@ const (
 	again  = "seeded and protected again by itself"
 	noMore = "nothing that the old primary wrote late reaches the volume"
 	unsafe = "unprotected meanwhile"
+
+	// What hosts say.
+	unusable = "the volume can't be used"
+	waiting  = "waits: "
 )
 
 // one thing that breaks while the VM is protected.
@@ -51,6 +55,11 @@ func (c Cell) restarts() Cell {
 
 func (c Cell) slows() Cell {
 	c.Slows = true
+	return c
+}
+
+func (c Cell) says(text string) Cell {
+	c.Says = text
 	return c
 }
 
@@ -110,17 +119,17 @@ func links() []Cell {
 func volumes() []Cell {
 	return []Cell{
 		single(volumeStalled, Primary, Moves, lost, unsafe+"; "+noMore).quick(),
-		single(volumeStalled, Secondary, Stays, soon, unsafe),
-		single(volumeStalled, Both, Waits, lost, "requests of its disk wait"),
+		single(volumeStalled, Secondary, Stays, soon, unsafe).says(unusable),
+		single(volumeStalled, Both, Waits, lost, "requests of its disk wait").says(unusable),
 		single(volumeCut, Primary, Moves, lost, unsafe),
 		single(volumeCut, Secondary, Stays, soon, unsafe),
-		single(volumeCut, Both, Waits, lost, "requests of its disk wait"),
+		single(volumeCut, Both, Waits, lost, "requests of its disk wait").says(unusable),
 		single(volumeBusy, Primary, Moves, lost, unsafe),
 		single(volumeBusy, Secondary, Stays, soon, unsafe),
 		single(volumeBroken, Primary, Moves, lost, unsafe),
 		single(volumeBroken, Secondary, Stays, soon, unsafe),
-		single(volumeBroken, Both, Waits, lost, "the guest sees no error: its requests wait, and are tried again"),
-		single(volumeFull, Both, Waits, soon, "the guest sees no error: its writes wait, and are tried again"),
+		single(volumeBroken, Both, Waits, lost, "the guest sees no error: its requests wait, and are tried again").says(waiting),
+		single(volumeFull, Both, Waits, soon, "the guest sees no error: its writes wait, and are tried again").says(waiting),
 		single(volumeSlow, Both, Stays, soon, "").calm(),
 	}
 }

@@ -30,18 +30,19 @@ const (
 
 // Trial is a protected pair with a guest under load, on which cells are run.
 type Trial struct {
-	rig   *rig
-	log   func(line string)
-	load  *load.Load
-	ours  bool            // the load
-	info  wire.Info       // what the guest said of itself, the last time
-	known map[string]bool // divergences, by host and time
+	rig  *rig
+	log  func(line string)
+	load *load.Load
+	ours bool      // the load
+	info wire.Info // what the guest said of itself, the last time
+	// newest is when, by its own clock, the last event happened that a host told of when the present cell began.
+	newest map[string]time.Time
 }
 
 // New is a trial on a pair whose guest runs, and which has proxies before its volume. Without clients, it sets some to
 // work; they end with Close.
 func New(ctx context.Context, pair *pairlab.Pair, clients *load.Load, log func(line string)) (*Trial, error) {
-	t := &Trial{rig: &rig{Pair: pair, throttled: map[string]func(){}}, log: log, load: clients, known: map[string]bool{}}
+	t := &Trial{rig: &rig{Pair: pair, throttled: map[string]func(){}}, log: log, load: clients, newest: map[string]time.Time{}}
 	if _, err := pair.WaitProtected(ctx); err != nil {
 		return nil, err
 	}
@@ -143,6 +144,9 @@ func (c *course) run(ctx context.Context) error {
 	if err := c.last(ctx, start); err != nil {
 		return err
 	}
+	if err := c.says(ctx); err != nil {
+		return err
+	}
 	healed := time.Now()
 	c.out.Harmed = healed.Sub(start)
 	if err := c.each(ctx, func(h Harm, host string) error { return h.heal(ctx, c.rig, host) }); err != nil {
@@ -165,8 +169,14 @@ func (c *course) begin(ctx context.Context) (err error) {
 	if err := c.answered(ctx, settleFor); err != nil {
 		return err
 	}
-	if _, err := c.divergences(ctx); err != nil {
-		return err
+	for _, host := range pairlab.Names {
+		events, err := c.rig.API(host).Events(ctx)
+		if err != nil {
+			return fmt.Errorf("the events of host %s: %w", host, err)
+		}
+		for _, e := range events {
+			c.newest[host] = e.At
+		}
 	}
 	c.before, err = c.look(ctx, c.first)
 	return err
@@ -315,59 +325,6 @@ func (c *course) afterwards(ctx context.Context) error {
 	return c.answered(ctx, c.cell.Wait)
 }
 
-// check looks at everything once more.
-func (c *course) check(ctx context.Context) error {
-	w := c.load.Window()
-	c.out.Gap = w.Gap
-	limit := c.cell.Wait
-	if c.cell.Serves == Waits {
-		limit += c.out.Harmed
-	}
-	var errs []error
-	if c.cell.Restarts {
-		errs = append(errs, c.restarted(ctx))
-	} else {
-		if w.Gap > limit+c.frozenFor() {
-			errs = append(errs, fmt.Errorf("a client waited %.1f s for an answer, and %.1f s are the limit", w.Gap.Seconds(), limit.Seconds()))
-		}
-		errs = append(errs, c.alive(ctx), c.intact(ctx))
-	}
-	found, err := c.divergences(ctx)
-	errs = append(errs, err)
-	if found != "" {
-		errs = append(errs, errors.New("a divergence: "+found))
-	}
-	vm, err := c.look(ctx, c.out.To)
-	errs = append(errs, err)
-	if c.cell.Calm && err == nil && vm.Epoch != c.before.Epoch {
-		errs = append(errs, fmt.Errorf("the block went from epoch %d to %d: somebody changed roles", c.before.Epoch, vm.Epoch))
-	}
-	if f := vm.Failover; f != nil && c.out.To != c.first && (c.before.Failover == nil || f.At != c.before.Failover.At) {
-		c.out.LiveMS, c.out.Cause = f.LiveMS, f.Cause
-	}
-	if c.watched {
-		n := c.rig.Proxy(c.first).Counts()
-		c.out.Refused = n.Refused - c.refused
-		if n.Written != c.written {
-			errs = append(errs, fmt.Errorf("host %s wrote %d times after host %s had taken over", c.first, n.Written-c.written, c.second))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// frozenFor is how long the host that goes on can't answer by itself.
-func (c *course) frozenFor() (d time.Duration) {
-	if c.cell.Serves != Stays {
-		return 0
-	}
-	for _, h := range c.cell.Harm {
-		if h.On != Secondary {
-			d = max(d, h.lasts)
-		}
-	}
-	return d
-}
-
 // calmDown heals what an aborted cell left.
 func (c *course) calmDown(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settleFor)
@@ -378,71 +335,6 @@ func (c *course) calmDown(ctx context.Context) error {
 		}
 		return h.heal(ctx, c.rig, host)
 	})
-}
-
-// alive checks that the guest is the one that it was.
-func (t *Trial) alive(ctx context.Context) error {
-	info, err := t.rig.Info(ctx)
-	if err != nil {
-		return err
-	}
-	if info.BootID != t.info.BootID || info.Uptime <= t.info.Uptime {
-		return fmt.Errorf("the guest has booted anew: boot_id %s was %s, uptime %.1f s was %.1f s",
-			info.BootID, t.info.BootID, info.Uptime, t.info.Uptime)
-	}
-	t.info = info
-	return nil
-}
-
-// intact reads back what was acknowledged.
-func (t *Trial) intact(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, settleFor)
-	defer cancel()
-	r, err := t.load.Check(ctx)
-	switch {
-	case err != nil:
-		return err
-	case !r.Clean():
-		return fmt.Errorf("of %d acknowledged writes: %v; %d of %d connections reset (%w)", r.Acknowledged, r.Findings, r.Resets, r.Connections, r.Broken)
-	case r.Acknowledged == 0:
-		return errors.New("nothing was written, so nothing was tested")
-	}
-	return nil
-}
-
-// restarted checks a guest that has booted anew, and sets new clients to work.
-func (t *Trial) restarted(ctx context.Context) error {
-	info, err := t.rig.Info(ctx)
-	if err != nil {
-		return err
-	}
-	if info.BootID == t.info.BootID {
-		return fmt.Errorf("the guest goes on, boot_id %s, and should have started from its disk", info.BootID)
-	}
-	t.info = info
-	r, err := t.load.Check(ctx)
-	t.load.Close()
-	if err == nil && !r.OK() {
-		err = fmt.Errorf("of %d acknowledged writes: %v", r.Acknowledged, r.Findings)
-	}
-	return errors.Join(err, t.startLoad(ctx))
-}
-
-// divergences returns those that the hosts tell of and didn't before.
-func (t *Trial) divergences(ctx context.Context) (found string, err error) {
-	for _, name := range pairlab.Names {
-		events, err := t.rig.API(name).Events(ctx)
-		if err != nil {
-			return "", fmt.Errorf("the events of host %s: %w", name, err)
-		}
-		for _, e := range events {
-			if key := name + e.At.String(); e.Role == "diverged" && !t.known[key] {
-				t.known[key] = true
-				found = strings.TrimPrefix(found+"; host "+name+": "+e.What, "; ")
-			}
-		}
-	}
-	return found, nil
 }
 
 // look asks a host for its copy.
