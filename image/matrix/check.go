@@ -56,7 +56,7 @@ func (c *course) frozenFor() (d time.Duration) {
 		return 0
 	}
 	for _, h := range c.cell.Harm {
-		if h.On != Secondary {
+		if h.freezes && h.On != Secondary {
 			d = max(d, h.lasts)
 		}
 	}

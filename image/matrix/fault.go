@@ -18,8 +18,8 @@ type Fault struct {
 	Name, Text string
 	// lasts is how long it stays before it is healed; 0: until the outcome was seen.
 	lasts time.Duration
-	// reboots says that the host boots anew.
-	reboots bool
+	// reboots says that the host boots anew, freezes that it does nothing at all meanwhile.
+	reboots, freezes bool
 
 	apply func(ctx context.Context, r *rig, host string) error
 	heal  func(ctx context.Context, r *rig, host string) error
@@ -84,7 +84,7 @@ var (
 // frozen stops a host for a while; when it wakes up, its clock has gone on.
 func frozen(d time.Duration) Fault {
 	return Fault{
-		Name: "host-frozen-" + d.String(), Text: "%s hangs for " + span(d), lasts: d,
+		Name: "host-frozen-" + d.String(), Text: "%s hangs for " + span(d), lasts: d, freezes: true,
 		apply: func(ctx context.Context, r *rig, host string) error { return r.Host(host).Freeze(ctx) },
 		heal:  func(ctx context.Context, r *rig, host string) error { return r.Host(host).Thaw(ctx) },
 	}
@@ -93,7 +93,7 @@ func frozen(d time.Duration) Fault {
 // suspended stops a host and its clock for a while: it doesn't know when it wakes up.
 func suspended(d time.Duration) Fault {
 	return Fault{
-		Name: "host-suspended-" + d.String(), Text: "%s stands still for " + span(d) + " and doesn't notice", lasts: d,
+		Name: "host-suspended-" + d.String(), Text: "%s stands still for " + span(d) + " and doesn't notice", lasts: d, freezes: true,
 		apply: func(ctx context.Context, r *rig, host string) error { return r.Host(host).Stop(ctx) },
 		heal:  func(ctx context.Context, r *rig, host string) error { return r.Host(host).Cont(ctx) },
 	}
