@@ -5,6 +5,24 @@ import (
 	"time"
 )
 
+const (
+	throttleEvery = 10 * time.Millisecond // the guest runs at least so long between two stops
+	maxThrottle   = 50 * time.Millisecond // and stands still so long at most: five sixths of the time
+)
+
+// pauseFor is how long a guest stands still, once each throttleEvery, whose
+// secondary is behind by lag: from a third of the limit on, as long as it ever
+// does. What is measured is the age of what the secondary executes now; what the
+// primary makes now will be as old again, times what its secondary is slower. So
+// one of half the speed stays within the limit. A pause that grows with the lag
+// would find its speed more gently, but comes too late: it overshoots the limit.
+func pauseFor(lag, limit time.Duration) time.Duration {
+	if lag <= limit/3 {
+		return 0
+	}
+	return maxThrottle
+}
+
 // maxSent bounds the batches that are timed one by one; with more on the way,
 // new ones count with the last.
 const maxSent = 4096

@@ -140,33 +140,33 @@ func (e *Engine) flush(now time.Time, all bool) error {
 }
 
 // throttle slows the guest down while its secondary lags: now and then the
-// guest stands still, for longer the further the secondary is behind, at most
-// five sixths of the time. An acknowledgement ends it. It says whether the guest
-// stood.
+// guest stands still, until the secondary has caught up or pauseFor is over. It
+// says whether the guest stood.
 func (e *Engine) throttle(ctx context.Context) bool {
-	if e.primary == nil {
+	if e.primary == nil || time.Since(e.throttled) < throttleEvery {
 		return false
 	}
-	excess := e.lag.now() - e.cfg.MaxLag
-	if excess <= 0 || time.Since(e.throttled) < throttleEvery {
+	pause := pauseFor(e.lag.now(), e.cfg.MaxLag)
+	if pause == 0 {
 		return false
 	}
 	e.Stats.Throttled.Add(1)
-	timer := time.NewTimer(min(excess/4, maxThrottle))
+	timer := time.NewTimer(pause)
 	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-e.lag.bell:
+	for stands := true; stands; {
+		select {
+		case <-ctx.Done():
+			stands = false
+		case <-timer.C:
+			stands = false
+		case <-e.lag.bell:
+			// A secondary that is slow acknowledges all the time.
+			stands = pauseFor(e.lag.now(), e.cfg.MaxLag) > 0
+		}
 	}
 	e.throttled = time.Now()
 	return true
 }
-
-const (
-	throttleEvery = 10 * time.Millisecond // the guest runs at least so long between two stops
-	maxThrottle   = 50 * time.Millisecond
-)
 
 // Lag is how long ago the primary made what the secondary hasn't executed yet.
 func (e *Engine) Lag() time.Duration { return e.lag.now() }

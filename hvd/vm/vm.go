@@ -63,7 +63,7 @@ type Config struct {
 	StopAfter  time.Duration // an overdue input asks for a trap; default 1 ms
 	KickAfter  time.Duration // then for a resync; default 5 ms
 	FlushAfter time.Duration // the log waits no longer; default 2 ms
-	MaxLag     time.Duration // the primary slows down beyond; default 100 ms
+	MaxLag     time.Duration // of a secondary of half the speed; see pauseFor; default 100 ms
 	// SharedDisks says that whoever reads the log reaches the guest's disks: what
 	// the guest reads goes into the log by reference.
 	SharedDisks bool

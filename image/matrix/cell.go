@@ -60,7 +60,7 @@ type Cell struct {
 	Wait time.Duration
 	// Calm says that no role changes, not even for a moment.
 	Calm bool
-	// Slows says that the primary slows down so that the secondary's lag stays under 100 ms.
+	// Slows says that the primary slows down so that the secondary's lag stays within its limit.
 	Slows bool
 	// Restarts says that the guest starts anew from its disk: all connections are lost, and nothing else.
 	Restarts bool
@@ -139,7 +139,7 @@ func (c Cell) sees() string {
 		all = append(all, "protected all the while")
 	}
 	if c.Slows {
-		all = append(all, "the primary slows down, so that the secondary's lag stays under 100 ms")
+		all = append(all, "the primary slows down, so that the secondary's lag stays under 100 ms (emulated: 1 s)")
 	}
 	if c.Restarts {
 		all = append(all, "the guest starts from its disk, with every write that it acknowledged")

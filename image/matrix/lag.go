@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// maxLagMS is what a primary keeps its secondary's lag under, by slowing itself down.
-	maxLagMS = 100
+	// maxLagMS is what an emulated primary keeps its secondary's lag under, by slowing itself down; a real one, 100 ms.
+	maxLagMS = 1000
 	// settleLag is how long the primary may take to find its speed.
 	settleLag = 2 * time.Second
 )
