@@ -9,6 +9,7 @@ import (
 
 	"github.com/duet-ft/duet/appliance/agent/wire"
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/image/lab/transcript"
 	"github.com/duet-ft/duet/image/load"
 	"github.com/duet-ft/duet/image/pairlab"
 )
@@ -24,6 +25,10 @@ const (
 	settleFor = time.Minute
 	// seedTries is how often a state transfer may be over before it is seen.
 	seedTries = 4
+	// tries is how often a cell is run that was disturbed, in all.
+	tries = 3
+	// suspicion is how long an emulated host is silent until it is suspected.
+	suspicion = time.Second
 	// held is how long a fault stays after its outcome was seen, if it has no time of its own.
 	held = time.Second
 )
@@ -114,16 +119,26 @@ type course struct {
 	refused       uint64
 	watched       bool // the two were noted
 	moving        chan error
+	marks         map[string]transcript.Mark // of the hosts' logs, when the cell began
 }
 
-// Run runs a cell on the protected pair. The error says what isn't as the table has it.
+// Run runs a cell on the protected pair. The error says what isn't as the table has it. A cell during which a host stood
+// still for long by itself is run again: a computer that does other work may not execute an emulated host for a second, and
+// then it is rightly suspected.
 func (t *Trial) Run(ctx context.Context, cell Cell) (Outcome, error) {
-	c := &course{Trial: t, cell: cell, out: Outcome{Cell: cell}}
-	err := c.run(ctx)
-	if err != nil {
+	for try := 1; ; try++ {
+		c := &course{Trial: t, cell: cell, out: Outcome{Cell: cell}}
+		err := c.run(ctx)
+		if err == nil {
+			return c.out, nil
+		}
 		err = fmt.Errorf("%s: %w", cell.Name(), errors.Join(err, c.calmDown(context.WithoutCancel(ctx))))
+		why := c.disturbed()
+		if why == "" || try == tries || ctx.Err() != nil {
+			return c.out, err
+		}
+		t.log(fmt.Sprintf("once more, for %s: %v", why, err))
 	}
-	return c.out, err
 }
 
 func (c *course) run(ctx context.Context) error {
@@ -169,7 +184,9 @@ func (c *course) begin(ctx context.Context) (err error) {
 	if err := c.answered(ctx, settleFor); err != nil {
 		return err
 	}
+	c.marks = map[string]transcript.Mark{}
 	for _, host := range pairlab.Names {
+		c.marks[host] = c.rig.Host(host).Log().Now()
 		events, err := c.rig.API(host).Events(ctx)
 		if err != nil {
 			return fmt.Errorf("the events of host %s: %w", host, err)
