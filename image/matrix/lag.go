@@ -19,6 +19,9 @@ const (
 // work keeps the guest's processor busy for some 10 ms of an emulated host: a secondary of half the speed couldn't follow.
 const work = `EVAL "for i=1,1000 do redis.sha1hex(tostring(i)) end" 0` + "\r\n"
 
+// ahead is how many commands are under way: with one, the guest would wait for its answer to leave, as long as the lag is.
+const ahead = 20
+
 // burn has the guest's Redis compute without end, until ctx ends; done is closed then.
 func (t *Trial) burn(ctx context.Context) (done chan struct{}, err error) {
 	conn, err := t.rig.Dial(ctx)
@@ -32,9 +35,12 @@ func (t *Trial) burn(ctx context.Context) (done chan struct{}, err error) {
 		defer conn.Close()
 		defer stop()
 		in := bufio.NewReader(conn)
-		for {
+		for n := 0; ; n++ {
 			if _, err := io.WriteString(conn, work); err != nil {
 				return
+			}
+			if n < ahead {
+				continue
 			}
 			if _, err := in.ReadString('\n'); err != nil {
 				return
