@@ -207,6 +207,6 @@ func (m *Machine) checkVolume() {
 	case m.trouble != nil:
 		m.event("the volume can't be used: %v", m.trouble)
 	default:
-		m.event("the volume does not answer")
+		m.event("the volume can't be used: it doesn't answer")
 	}
 }
