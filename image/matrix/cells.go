@@ -105,7 +105,7 @@ func links() []Cell {
 	return []Cell{
 		single(linkCut, Both, Stays, soon, unsafe),
 		single(linkCutFrom, Primary, Either, soon, unsafe).quick(),
-		single(linkCutFrom, Secondary, Either, soon, unsafe),
+		single(linkCutFrom, Secondary, Stays, soon, unsafe),
 		single(linkSlow, Both, Stays, soon, "each effect waits that much longer").calm(),
 		single(linkLossy, Both, Stays, soon, ""),
 		single(networkCut, Primary, Moves, lost, unsafe+"; "+noMore),

@@ -42,6 +42,9 @@ func (c *course) check(ctx context.Context) error {
 	}
 	if f := vm.Failover; f != nil && c.out.To != c.first && (c.before.Failover == nil || f.At != c.before.Failover.At) {
 		c.out.LiveMS, c.out.Cause = f.LiveMS, f.Cause
+		if live := time.Duration(f.LiveMS * float64(time.Millisecond)); live > suspicion+liveWithin && !c.slowVolume() {
+			errs = append(errs, fmt.Errorf("host %s was live %v after it last heard of host %s, and %v are the limit", c.out.To, live, c.first, suspicion+liveWithin))
+		}
 	}
 	if c.watched {
 		n := c.rig.Proxy(c.first).Counts()
@@ -51,6 +54,11 @@ func (c *course) check(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// slowVolume says that winning the block and fencing take long, too.
+func (c *course) slowVolume() bool {
+	return slices.ContainsFunc(c.cell.Harm, func(h Harm) bool { return h.Name == volumeSlow.Name })
 }
 
 // frozenFor is how long the host that goes on can't answer by itself.

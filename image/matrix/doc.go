@@ -22,6 +22,7 @@
 // # What is checked
 //
 //   - Who runs the guest while the fault lasts, and afterwards; with what is calm, that the block's epoch is the same.
+//   - Who takes over is live within five heartbeats of its suspicion.
 //   - Every client gets an answer over its old connection, within the cell's time.
 //   - What was acknowledged is there (image/load), and porcupine finds an order of all reads and writes of shared keys.
 //   - Of a host that lost the guest, no write reaches the volume any more: the proxy before it counts them.

@@ -29,6 +29,8 @@ const (
 	tries = 3
 	// suspicion is how long an emulated host is silent until it is suspected.
 	suspicion = time.Second
+	// liveWithin is how long a secondary that suspects its primary may take to be live: five heartbeats.
+	liveWithin = 250 * time.Millisecond
 	// held is how long a fault stays after its outcome was seen, if it has no time of its own.
 	held = time.Second
 )
