@@ -38,11 +38,12 @@ const (
 	Stays  Serves = iota // the host that ran it before
 	Moves                // the other one
 	Either               // one of them, and which one is a matter of microseconds
+	Unseen               // the host that ran it before, but nobody reaches it until the fault is healed
 	Waits                // nobody, until the fault is healed; then the host that ran it before, or either if Restarts
 )
 
 func (s Serves) String() string {
-	return [...]string{"the same host", "the other host", "one of them", "nobody, until it's over"}[s]
+	return [...]string{"the same host", "the other host", "one of them", "the same host, which clients don't reach", "nobody, until it's over"}[s]
 }
 
 // Harm is a fault on a side.
@@ -126,7 +127,7 @@ func (c Cell) wait() string {
 	switch {
 	case c.Restarts:
 		return "they are cut off"
-	case c.Serves == Waits:
+	case c.Serves == Waits || c.Serves == Unseen:
 		return fmt.Sprintf("%.0f s longer than that", c.Wait.Seconds())
 	}
 	return fmt.Sprintf("%.0f s", c.Wait.Seconds())

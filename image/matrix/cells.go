@@ -108,6 +108,8 @@ func links() []Cell {
 		single(linkCutFrom, Secondary, Stays, soon, unsafe),
 		single(linkSlow, Both, Stays, soon, "each effect waits that much longer").calm(),
 		single(linkLossy, Both, Stays, soon, ""),
+		single(clientsCut, Primary, Unseen, soon, "").calm(),
+		single(clientsCut, Secondary, Stays, soon, "").calm(),
 		single(networkCut, Primary, Moves, lost, unsafe+"; "+noMore),
 		single(networkCut, Secondary, Stays, lost, unsafe),
 		double(networkCut, Primary, linkCut, Primary, Moves, soon, unsafe+"; "+noMore),

@@ -18,7 +18,7 @@ func (c *course) check(ctx context.Context) error {
 	w := c.load.Window()
 	c.out.Gap = w.Gap
 	limit := c.cell.Wait
-	if c.cell.Serves == Waits {
+	if c.cell.Serves == Waits || c.cell.Serves == Unseen {
 		limit += c.out.Harmed
 	}
 	var errs []error

@@ -4,7 +4,7 @@
 //
 // The tests in image/boottest run it on a pair of image/pairlab: a few cells in TestPair, all of them in TestMatrix (make
 // matrix), and many failovers of one guest in TestSoakPair (make soak-pair). It imports image/{load,pairlab},
-// image/target/proxy, image/lab/{ether,transcript}, hvd/api and appliance/agent/wire.
+// image/target/proxy, image/lab and image/lab/{ether,transcript}, hvd/api and appliance/agent/wire.
 //
 // # What a cell is
 //

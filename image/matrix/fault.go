@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
+	"github.com/duet-ft/duet/image/lab"
 	"github.com/duet-ft/duet/image/lab/ether"
 	"github.com/duet-ft/duet/image/pairlab"
 	"github.com/duet-ft/duet/image/target/proxy"
@@ -156,12 +158,29 @@ var (
 	linkLossy = lasting(5*time.Second, link("link-lossy", fmt.Sprintf("the direct link loses %d %% of the packets", linkLoss/10), func(p *ether.Port, on bool) {
 		p.SetLoss(ether.FromMachine, linkLoss*one(on))
 	}))
+	clientsCut = Fault{
+		Name: "clients-cut", Text: "%s is cut from the network, but not from the volume",
+		apply: func(_ context.Context, r *rig, host string) error {
+			return r.passOnly(host, func(f []byte) bool { return ether.Concerns(f, targetIP) })
+		},
+		heal: func(_ context.Context, r *rig, host string) error { return r.passOnly(host, nil) },
+	}
 	networkCut = Fault{
 		Name: "network-cut", Text: "%s is cut from the network, and so from clients and volume",
 		apply: func(_ context.Context, r *rig, host string) error { return cutNetwork(r, host, true) },
 		heal:  func(_ context.Context, r *rig, host string) error { return cutNetwork(r, host, false) },
 	}
 )
+
+// targetIP is where the volume is.
+var targetIP = netip.MustParseAddr(lab.TargetIP).As4()
+
+func (r *rig) passOnly(host string, pass func(frame []byte) bool) error {
+	for _, d := range ether.Both {
+		r.Host(host).Port.Only(d, pass)
+	}
+	return nil
+}
 
 func cutNetwork(r *rig, host string, cut bool) error {
 	for _, d := range ether.Both {

@@ -275,7 +275,7 @@ func (c *course) reachSeeding(ctx context.Context) error {
 // outcome waits for what the cell says of the guest while the fault lasts.
 func (c *course) outcome(ctx context.Context) error {
 	switch c.cell.Serves {
-	case Waits:
+	case Waits, Unseen:
 		return nil // nobody can be asked
 	case Stays:
 		if c.frozenFor() > 0 {
@@ -334,7 +334,7 @@ func (c *course) afterwards(ctx context.Context) error {
 	if c.cell.Serves != Moves {
 		c.out.To = primary
 	}
-	wrong := c.cell.Serves == Moves && primary != c.second || c.cell.Serves == Stays && primary != c.first
+	wrong := c.cell.Serves == Moves && primary != c.second || (c.cell.Serves == Stays || c.cell.Serves == Unseen) && primary != c.first
 	if wrong {
 		return fmt.Errorf("host %s is primary; it was %s before, and %s should run the guest", primary, c.first, c.cell.Serves)
 	}

@@ -28,6 +28,7 @@ type lane struct {
 	cut   atomic.Bool
 	delay atomic.Int64 // nanoseconds
 	loss  atomic.Int64 // frames of a thousand
+	only  atomic.Pointer[func(frame []byte) bool]
 
 	frames, bytes, dropped, resets atomic.Uint64
 
@@ -50,6 +51,10 @@ func newLane(sink func([]byte) bool) *lane {
 // put queues a frame; it never blocks.
 func (l *lane) put(frame []byte) {
 	if l.cut.Load() || rand.Int64N(1000) < l.loss.Load() {
+		l.dropped.Add(1)
+		return
+	}
+	if only := l.only.Load(); only != nil && !(*only)(frame) {
 		l.dropped.Add(1)
 		return
 	}
