@@ -13,7 +13,7 @@ import (
 
 var (
 	cellsFlag     = flag.String("cells", "", "TestMatrix: run the matrix' cells whose names match")
-	failoversFlag = flag.Int("failovers", 0, "TestSoakPair: how often the guest changes hosts")
+	failoversFlag = flag.Int("failovers", 0, "TestSoakPair, and TestMatrix behind its cells: how often the guest changes hosts")
 )
 
 // quickCells runs the most telling cells of the matrix.
@@ -96,6 +96,11 @@ func TestMatrix(t *testing.T) {
 	}
 	if ran == 0 {
 		t.Fatalf("no cell's name matches %s", want)
+	}
+	if *failoversFlag > 0 {
+		if err := m.Soak(ctx, *failoversFlag); err != nil {
+			t.Error(err)
+		}
 	}
 	m.Close()
 	if err := pair.Shutdown(ctx); err != nil {
