@@ -14,7 +14,7 @@ const (
 	warmUp = 10
 	// maxFiles and maxGrowth are how much more a host may use at the end than behind the warm-up: file descriptors that
 	// come and go with connections, and memory in bytes, of which the kernel's caches take some.
-	maxFiles, maxGrowth = 64, 32 << 20
+	maxFiles, maxGrowth = 16, 32 << 20
 )
 
 // alternate are the ways in which the guest loses its primary, in turn; after each, both hosts are still up, and so what
