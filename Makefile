@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 parts := appliance ftlink hvd image
 
-.PHONY: help test check pure nested packages demo bench sim flips soak torture kernel image fmt
+.PHONY: help test check pure nested packages demo bench sim flips matrix soak-pair soak torture kernel image fmt
 .NOTPARALLEL: # two emulated hosts on one core would run into their time limits
 
 help:
@@ -16,6 +16,8 @@ help:
 	@echo 'make sim [SEEDS=n]    seeded histories of a simulated pair; SEED=n [VARY=n KEEP=steps] plays one, with a trace;'
 	@echo '                      HOURS=1000 plays heartbeats that come late, and wants no suspicion'
 	@echo 'make flips [N=n] [SEED=s]    bits flipped in a simulated secondary: each found, or dead, and repaired'
+	@echo 'make matrix [CELLS=regexp]   everything that can break on a pair, one thing after another (an hour)'
+	@echo 'make soak-pair [FAILOVERS=n] one guest that changes hosts again and again, and what the hosts use meanwhile'
 	@echo 'make soak [RUNS=n] [SEED=s]   record and replay unmodified guests at work until something differs'
 	@echo 'make torture          inputs at every exit, trap and instruction of a small guest, replayed (hours)'
 	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions;'
@@ -52,6 +54,12 @@ flips:
 
 soak:
 	go run ./image/soak $(if $(RUNS),-runs $(RUNS)) $(if $(SEED),-seed $(SEED))
+
+matrix: packages
+	go test -count=1 -timeout 24h -v -run 'TestMatrix$$' ./image/boottest -cells '$(or $(CELLS),.)'
+
+soak-pair: packages
+	go test -count=1 -timeout 24h -v -run 'TestSoakPair$$' ./image/boottest -failovers $(or $(FAILOVERS),100)
 
 torture:
 	DUET_TEST_ARGS=-torture.full go test -count=1 -timeout 24h -v -run TestInHost/hvd/torture ./image/boottest

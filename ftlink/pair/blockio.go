@@ -207,6 +207,6 @@ func (m *Machine) checkVolume() {
 	case m.trouble != nil:
 		m.event(AboutVolume, m.trouble.Error(), "the volume can't be used: %v", m.trouble)
 	default:
-		m.event(AboutVolume, "", "the volume does not answer")
+		m.event(AboutVolume, "", "the volume can't be used: it doesn't answer")
 	}
 }

@@ -95,6 +95,16 @@ func (w *world) cutPath(args []string) error {
 	return nil
 }
 
+// wake lets a process go on that did nothing for a while, and finds what became of its stream.
+func (h *host) wake(m *Machine) {
+	h.m = m
+	if !h.streamUp {
+		h.step(m, LinkDown{})
+		h.w.after(20*time.Millisecond, h.w.connect)
+	}
+	h.tick(m)
+}
+
 func (h *host) command(cmd string, args []string) error {
 	var d time.Duration
 	switch cmd {
@@ -118,10 +128,7 @@ func (h *host) command(cmd string, args []string) error {
 	case "pause":
 		m := h.m
 		h.m = nil
-		h.w.after(d, func() {
-			h.m = m
-			h.tick(m)
-		})
+		h.w.after(d, func() { h.wake(m) })
 	case "seed-takes":
 		h.seedFor = d
 	case "consume-takes":

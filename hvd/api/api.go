@@ -71,6 +71,19 @@ type Host struct {
 	LocatorWhy string `json:"locator_why,omitempty"`
 	Drained    bool   `json:"drained,omitempty"` // no VM is to be on it
 	Trouble    string `json:"trouble,omitempty"` // what keeps VMs from being protected, one line
+
+	Usage *Usage `json:"usage,omitempty"` // of the daemon
+	// AvailableBytes is the memory that is left on the host, OpenFiles how many files all its programs hold open.
+	AvailableBytes uint64 `json:"available_bytes,omitempty"`
+	OpenFiles      uint64 `json:"open_files,omitempty"`
+}
+
+// Usage is what a program takes of its host.
+type Usage struct {
+	PID           int    `json:"pid"`
+	ResidentBytes uint64 `json:"resident_bytes"`
+	Files         int    `json:"files"` // file descriptors
+	Goroutines    int    `json:"goroutines"`
 }
 
 // VM is one VM as this host sees it.
@@ -104,6 +117,7 @@ type VM struct {
 	Counters Counters  `json:"counters"`
 	Seed     *Seed     `json:"seed,omitempty"`     // the last state transfer from here
 	Failover *Failover `json:"failover,omitempty"` // the last time that this copy went live for its peer
+	Usage    *Usage    `json:"usage,omitempty"`    // of the VM's process
 }
 
 // Counters count since this copy went live or became secondary.

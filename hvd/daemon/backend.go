@@ -13,6 +13,7 @@ import (
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/daemon/vmsock"
+	"github.com/duet-ft/duet/hvd/usage"
 	"github.com/duet-ft/duet/hvd/volume"
 )
 
@@ -32,6 +33,8 @@ func (d *instance) Host(context.Context) api.Host {
 		LocatorWhy: d.hardware.LocatorWhy,
 		Key:        hex.EncodeToString(d.publicKey()),
 	}
+	h.Usage = usage.OfProcess()
+	h.AvailableBytes, h.OpenFiles = usage.OfHost()
 	h.Drained = d.drained()
 	drained := ""
 	if h.Drained {

@@ -16,6 +16,7 @@ import (
 	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/usage"
 	"github.com/duet-ft/duet/hvd/vm"
 	"github.com/duet-ft/duet/hvd/volume"
 )
@@ -127,6 +128,7 @@ func (p *Process) status() api.VM {
 	s := api.VM{
 		Name: p.def.Name, Role: p.role.String(), Live: p.role.Live(), Protected: p.safe, Epoch: p.epoch,
 		Error: p.trouble, Output: p.def.Output, Seed: p.seeded, Failover: p.failed,
+		Usage: usage.OfProcess(),
 	}
 	if s.Output == "" {
 		s.Output = volume.OutputVerified

@@ -24,8 +24,8 @@ const (
 	settleTimeout = 4 * time.Minute
 	// lookEvery is the pause between two looks at the pair; a state transfer takes seconds.
 	lookEvery = 100 * time.Millisecond
-	// loadClients and loadSlots keep the load small enough for a shared core.
-	loadClients, loadSlots = 4, 200
+	// loadClients, loadSlots and loadShared keep the load small enough for a shared core.
+	loadClients, loadSlots, loadShared = 4, 200, 4
 	// pullTries is how often the cable may be pulled too late to hit a state transfer.
 	pullTries = 4
 )
@@ -56,6 +56,7 @@ func TestPair(t *testing.T) {
 		{"cable pulled while seeding", p.pullWhileSeeding},
 		{"console", p.logIn},
 		{"reads", p.readFiles},
+		{"cells of the matrix", p.quickCells},
 		{"primary killed", p.killPrimary},
 		{"console after the takeover", p.stillLoggedIn},
 		{"end", p.end},
@@ -103,7 +104,7 @@ func startPair(t *testing.T) *trial {
 	needPair(t)
 	ctx, cancel := context.WithTimeout(t.Context(), pairTimeout)
 	t.Cleanup(cancel)
-	pair, err := pairlab.Start(ctx, pairlab.Config{Dir: t.TempDir(), Log: func(line string) { t.Log(line) }})
+	pair, err := pairlab.Start(ctx, pairlab.Config{Dir: t.TempDir(), Proxied: true, Log: func(line string) { t.Log(line) }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +123,7 @@ func startPair(t *testing.T) *trial {
 	}
 	t.Logf("the guest runs and serves (%.1f s)", time.Since(begin).Seconds())
 	p.protected(t)
-	p.load, err = load.Start(ctx, load.Config{Dial: pair.Dial, Clients: loadClients, Slots: loadSlots})
+	p.load, err = load.Start(ctx, load.Config{Dial: pair.Dial, Clients: loadClients, Slots: loadSlots, Shared: loadShared})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -159,23 +159,6 @@ func (h *Host) Kill() error {
 	return nil
 }
 
-// Stop freezes the host's CPU; Cont lets it go on.
-func (h *Host) Stop(ctx context.Context) error { return h.withMachine(ctx, (*qemu.Machine).Stop) }
-
-// Cont undoes Stop.
-func (h *Host) Cont(ctx context.Context) error { return h.withMachine(ctx, (*qemu.Machine).Cont) }
-
-// Reset presses the host's reset button.
-func (h *Host) Reset(ctx context.Context) error { return h.withMachine(ctx, (*qemu.Machine).Reset) }
-
-func (h *Host) withMachine(ctx context.Context, do func(*qemu.Machine, context.Context) error) error {
-	m := h.Machine()
-	if m == nil {
-		return fmt.Errorf("host %s is off", h.cfg.Name)
-	}
-	return do(m, ctx)
-}
-
 // Dial connects to a TCP port of the host.
 func (h *Host) Dial(ctx context.Context, port int) (net.Conn, error) {
 	return h.lab.Net.Dial(ctx, net.JoinHostPort(h.IP(), fmt.Sprint(port)))

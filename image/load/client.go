@@ -18,7 +18,9 @@ type client struct {
 	in     *bufio.Reader
 	turn   chan struct{} // holds one token
 	ledger *ledger
-	broken error // why the connection is lost
+	share  *share // nil: no key is shared
+	turns  int    // requests made
+	broken error  // why the connection is lost
 	buf    []byte
 
 	timeout time.Duration
@@ -69,6 +71,9 @@ func (c *client) run(ctx context.Context) {
 
 // request makes one request and notes what came of it.
 func (c *client) request(ctx context.Context) error {
+	if c.turns++; c.share != nil && c.turns%sharedEach == 0 {
+		return c.access(ctx)
+	}
 	q := c.ledger.next()
 	sent := time.Now()
 	c.buf = appendCommand(c.buf[:0], q.args()...)
@@ -83,6 +88,28 @@ func (c *client) request(ctx context.Context) error {
 		return err
 	}
 	c.note(c.number, sent, time.Now())
+	return nil
+}
+
+// access reads or writes a shared key.
+func (c *client) access(ctx context.Context) error {
+	a := c.share.next(c.number, c.turns/sharedEach)
+	sent := time.Now()
+	c.buf = appendCommand(c.buf[:0], a.args()...)
+	r, err := c.exchange()
+	if err == nil {
+		err = a.accept(r)
+	}
+	if err != nil {
+		c.share.lose(c.number, a, sent)
+		if ctx.Err() == nil { // else we closed it
+			c.lose(err)
+		}
+		return err
+	}
+	got := time.Now()
+	c.share.add(c.number, a, r.text, sent, got)
+	c.note(c.number, sent, got)
 	return nil
 }
 

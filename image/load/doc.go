@@ -21,6 +21,12 @@
 //	count    the last acknowledged one (one more, if the connection broke with an INCR under way)
 //	slot     the last acknowledged value (or the one under way, likewise)
 //
+// # Shared keys
+//
+// If asked to, every third request reads or writes a key that all clients share (duet:shared:<n>). Each request and its
+// answer is noted with its times, and porcupine looks for one order of them all in which every read returns what was
+// written last: the guest must have been one machine with one memory (shared.go).
+//
 // # Protocol
 //
 // RESP, version 2, as Redis has spoken it since 1.2: requests are arrays of bulk strings, replies one of

@@ -47,13 +47,16 @@ type Findings struct {
 	Doubled int
 	// Unread counts values that couldn't be read back, because no connection was left or the reading failed.
 	Unread int
+	// Unexplained counts stretches, from one Check to the next, in which what the clients read of shared keys has no
+	// explanation by any order of what they did.
+	Unexplained int
 	// Details describes the first of them, one line each.
 	Details []string
 }
 
 // OK tells that nothing was found.
 func (f Findings) OK() bool {
-	return f.Lost == 0 && f.Backwards == 0 && f.Doubled == 0 && f.Unread == 0
+	return f.Lost == 0 && f.Backwards == 0 && f.Doubled == 0 && f.Unread == 0 && f.Unexplained == 0
 }
 
 // String is one line.
@@ -61,8 +64,8 @@ func (f Findings) String() string {
 	if f.OK() {
 		return "all there"
 	}
-	return fmt.Sprintf("lost %d, counters that went back %d, executed twice %d, unread %d: %s",
-		f.Lost, f.Backwards, f.Doubled, f.Unread, strings.Join(f.Details, "; "))
+	return fmt.Sprintf("lost %d, counters that went back %d, executed twice %d, unread %d, unexplained %d: %s",
+		f.Lost, f.Backwards, f.Doubled, f.Unread, f.Unexplained, strings.Join(f.Details, "; "))
 }
 
 func (f *Findings) note(n *int, by int, format string, args ...any) {
@@ -77,6 +80,7 @@ func (f *Findings) add(o Findings) {
 	f.Backwards += o.Backwards
 	f.Doubled += o.Doubled
 	f.Unread += o.Unread
+	f.Unexplained += o.Unexplained
 	f.Details = append(f.Details, o.Details[:min(len(o.Details), maxDetails-len(f.Details))]...)
 }
 

@@ -17,6 +17,9 @@ type Config struct {
 	Clients int
 	// Slots is how many keys each client sets in turn, and so how many values it can read back. Default: 1000.
 	Slots int
+	// Shared is how many keys all clients read and write, every third request of each; their history is judged by
+	// porcupine. Default: none.
+	Shared int
 	// Pause is how long a client waits between an answer and its next request. Default: 20 ms.
 	Pause time.Duration
 	// Timeout is how long a client waits for an answer before it takes the connection for lost. Default: 90 s.
@@ -26,6 +29,9 @@ type Config struct {
 // Load are running clients.
 type Load struct {
 	clients []*client
+	dial    func(ctx context.Context) (net.Conn, error)
+	share   *share // nil: no key is shared
+	timeout time.Duration
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 
@@ -42,7 +48,7 @@ func Start(ctx context.Context, cfg Config) (*Load, error) {
 	setDefault(&cfg.Slots, 1000)
 	setDefault(&cfg.Pause, 20*time.Millisecond)
 	setDefault(&cfg.Timeout, 90*time.Second)
-	l := &Load{newest: make([]time.Time, cfg.Clients), changed: make(chan struct{})}
+	l := &Load{dial: cfg.Dial, timeout: cfg.Timeout, newest: make([]time.Time, cfg.Clients), changed: make(chan struct{})}
 	for i := range cfg.Clients {
 		conn, err := cfg.Dial(ctx)
 		if err != nil {
@@ -54,6 +60,11 @@ func Start(ctx context.Context, cfg Config) (*Load, error) {
 		}
 		c.give()
 		l.clients = append(l.clients, c)
+	}
+	if cfg.Shared > 0 {
+		if err := l.beginShared(cfg.Shared); err != nil {
+			return nil, errors.Join(err, l.closeConns())
+		}
 	}
 	l.rec.begin(time.Now(), cfg.Clients)
 	ctx, l.cancel = context.WithCancel(ctx)
@@ -198,7 +209,7 @@ func (l *Load) Check(ctx context.Context) (Result, error) {
 	result := Result{Connections: len(l.clients)}
 	for i, c := range l.clients {
 		if c.broken != nil {
-			replies[i] = l.readOver(c.ledger.keys())
+			replies[i] = l.readOver(ctx, c.ledger.keys())
 		}
 	}
 	for i, c := range l.clients {
@@ -208,14 +219,34 @@ func (l *Load) Check(ctx context.Context) (Result, error) {
 		result.Acknowledged += c.ledger.acknowledged
 		result.add(c.ledger.check(replies[i]))
 	}
+	if l.share != nil {
+		result.add(l.share.check(l.readOver(ctx, l.share.names())))
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	result.Broken = l.broken
 	return result, context.Cause(ctx)
 }
 
-// readOver reads a broken client's keys over the first connection that works.
-func (l *Load) readOver(keys []string) []reply {
+// beginShared reads what the shared keys are, and has the clients use them from now on.
+func (l *Load) beginShared(keys int) error {
+	s := &share{history: newHistory(keys), begun: time.Now()}
+	replies, err := l.clients[0].read(s.names())
+	if err != nil {
+		return err
+	}
+	for i, r := range replies {
+		s.history.start[i] = r.text
+	}
+	l.share = s
+	for _, c := range l.clients {
+		c.share = s
+	}
+	return nil
+}
+
+// readOver reads keys over the first connection that works, or over a new one if none does.
+func (l *Load) readOver(ctx context.Context, keys []string) []reply {
 	for _, c := range l.clients {
 		if c.broken == nil {
 			if replies, err := c.read(keys); err == nil {
@@ -223,5 +254,12 @@ func (l *Load) readOver(keys []string) []reply {
 			}
 		}
 	}
-	return nil
+	conn, err := l.dial(ctx)
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	c := &client{conn: conn, in: newReplyReader(conn), timeout: l.timeout, lost: func(error) {}}
+	replies, _ := c.read(keys) // what is missing is unread
+	return replies
 }

@@ -212,3 +212,36 @@ func TestWindow(t *testing.T) {
 		t.Errorf("a connection that still waits: %+v", w)
 	}
 }
+
+// TestSharedKeys has a server forget acknowledged writes, as a copy that is behind would.
+func TestSharedKeys(t *testing.T) {
+	f := newFakeRedis(t)
+	l, err := Start(t.Context(), Config{Dial: f.dial, Clients: 3, Slots: 4, Shared: 2, Pause: time.Microsecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	for range 10 {
+		serve(t, l)
+	}
+	if r := check(t, l); !r.Clean() {
+		t.Fatalf("a server without faults: %+v", r)
+	}
+	f.change(func(d map[string]string) {
+		for k := range 2 {
+			d[sharedKey(k)] = "0-0" // what was there long ago
+		}
+	})
+	for range 10 {
+		serve(t, l)
+	}
+	if r := check(t, l); r.Unexplained != 1 {
+		t.Errorf("values came back, and: %+v", r.Findings)
+	}
+	for range 10 {
+		serve(t, l)
+	}
+	if r := check(t, l); r.Unexplained != 1 {
+		t.Errorf("what was found counts on, and nothing is new: %+v", r.Findings)
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/duet-ft/duet/hvd/hostkey"
 	"github.com/duet-ft/duet/image/lab"
 	"github.com/duet-ft/duet/image/lab/ether"
+	"github.com/duet-ft/duet/image/target/proxy"
 )
 
 const (
@@ -64,12 +65,15 @@ func (p *Pair) Peer(name string) string { return peerOf(name) }
 
 // perm makes the files of a host's /perm.
 func (p *Pair) perm(name string) (map[string][]byte, error) {
-	peer := peerOf(name)
+	peer, port := peerOf(name), p.Target.Port()
+	if x := p.proxies[name]; x != nil {
+		port = x.Port()
+	}
 	cfg := hostcfg.Config{
 		Name: name,
 		Peer: &hostcfg.Peer{Name: peer, Key: hex.EncodeToString(public(p.keys.host[peer]))},
 		Volume: &hostcfg.Volume{
-			Portal: net.JoinHostPort(lab.TargetIP, fmt.Sprint(p.Target.Port())), Target: p.Target.IQN(),
+			Portal: net.JoinHostPort(lab.TargetIP, fmt.Sprint(port)), Target: p.Target.IQN(),
 			User: chapUser, Secret: p.keys.secret,
 		},
 		Token: p.keys.token,
@@ -99,6 +103,9 @@ func (p *Pair) newHost(ctx context.Context, core int, name string) error {
 
 // Host is the host of that name, "a" or "b".
 func (p *Pair) Host(name string) *lab.Host { return p.hosts[name] }
+
+// Proxy is what stands between a host and the volume; nil unless Config.Proxied.
+func (p *Pair) Proxy(name string) *proxy.Proxy { return p.proxies[name] }
 
 // Token is what the hosts' interfaces ask for.
 func (p *Pair) Token() string { return p.keys.token }

@@ -3,11 +3,12 @@
 //
 // # Place
 //
-// The demo and the nested tests of the pair use it. Of ours it imports image/{disk,guest,lab,target}, hvd/{api,hostcfg,
+// The demo and the nested tests of the pair use it. Of ours it imports image/{disk,guest,lab,target,target/proxy}, hvd/{api,hostcfg,
 // hostkey,iscsi,nexus,volume} and appliance/agent/wire.
 //
 //	a  station 11, core 0     --+                                  +-- TargetIP: istgt on 127.0.0.1, with CHAP
-//	b  station 12, core 1     --+-- management network (image/lab) +-- gateway: this process
+//	b  station 12, core 1     --+-- management network (image/lab) +   or a proxy before it, one for each host
+//	                            |                                  +-- gateway: this process
 //	guest, station 50, on either
 //	a === direct cable === b
 //
@@ -37,6 +38,7 @@ import (
 	"github.com/duet-ft/duet/image/guest"
 	"github.com/duet-ft/duet/image/lab"
 	"github.com/duet-ft/duet/image/target"
+	"github.com/duet-ft/duet/image/target/proxy"
 )
 
 const (
@@ -76,6 +78,8 @@ type Config struct {
 	Extra   []string
 	// HostExtra are arguments for the QEMU of one host, by its name, behind Extra.
 	HostExtra map[string][]string
+	// Proxied puts a proxy between each host and the volume, which can lose it to one host: see Proxy.
+	Proxied bool
 	// Log gets a line for each step that takes long; nil means none.
 	Log func(line string)
 }
@@ -89,10 +93,11 @@ type Pair struct {
 	// Target serves the volume.
 	Target *target.Target
 
-	cfg    Config
-	keys   keys
-	volume string // the file
-	hosts  map[string]*lab.Host
+	cfg     Config
+	keys    keys
+	volume  string // the file
+	hosts   map[string]*lab.Host
+	proxies map[string]*proxy.Proxy
 
 	mu      sync.Mutex
 	clients map[string]*api.Client
@@ -115,7 +120,7 @@ func Start(ctx context.Context, cfg Config) (*Pair, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return nil, err
 	}
-	p := &Pair{cfg: cfg, hosts: map[string]*lab.Host{}, clients: map[string]*api.Client{}}
+	p := &Pair{cfg: cfg, hosts: map[string]*lab.Host{}, proxies: map[string]*proxy.Proxy{}, clients: map[string]*api.Client{}}
 	if err := p.start(ctx); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
@@ -140,6 +145,14 @@ func (p *Pair) start(ctx context.Context) error {
 		return err
 	}
 	p.log(begin, "volume made with the guest's disk on it; istgt serves it on %s", p.Target.Portal())
+
+	if p.cfg.Proxied {
+		for _, name := range Names {
+			if p.proxies[name], err = proxy.New(p.Target.Portal()); err != nil {
+				return err
+			}
+		}
+	}
 
 	begin = time.Now()
 	if p.Lab, err = lab.New(p.cfg.Dir, img); err != nil {
@@ -201,6 +214,9 @@ func (p *Pair) Close() error {
 	p.closing.Do(func() {
 		if p.Lab != nil {
 			p.closed = p.Lab.Close()
+		}
+		for _, x := range p.proxies {
+			p.closed = errors.Join(p.closed, x.Close())
 		}
 		if p.Target != nil {
 			p.Target.Stop()

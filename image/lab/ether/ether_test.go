@@ -175,6 +175,61 @@ func TestCutAndDelay(t *testing.T) {
 	})
 }
 
+func TestLoss(t *testing.T) {
+	pa, a := plug(t)
+	pb, b := plug(t)
+	Join(pa, pb)
+	const frames, perMille = 1000, 300
+	pa.SetLoss(FromMachine, perMille)
+	for range frames {
+		a.send(frame(mac(2), mac(1), "perhaps"))
+	}
+	pa.SetLoss(FromMachine, 0)
+	last := frame(mac(2), mac(1), "last")
+	a.send(last)
+	var came int
+	for f := range b.got {
+		if bytes.Equal(f, last) {
+			break
+		}
+		came++
+	}
+	// Fifteen standard deviations of a binomial distribution on either side.
+	if lost := frames - came; lost < 100 || lost > 500 {
+		t.Errorf("%d of %d frames were lost, and should be some %d", lost, frames, perMille)
+	}
+}
+
+func TestOnly(t *testing.T) {
+	here := [4]byte{192, 0, 2, 1}
+	packet := func(etherType uint16, source, target [4]byte) []byte {
+		f := frame(mac(2), mac(1), string(make([]byte, 20)))
+		binary.BigEndian.PutUint16(f[12:], etherType)
+		copy(f[minFrame+12:], source[:])
+		copy(f[minFrame+16:], target[:])
+		return f
+	}
+	pa, a := plug(t)
+	pb, b := plug(t)
+	Join(pa, pb)
+	pa.Only(FromMachine, func(f []byte) bool { return Concerns(f, here) })
+	other := [4]byte{192, 0, 2, 9}
+	a.send(packet(0x0800, other, other))
+	a.send(packet(0x86dd, here, here))
+	a.send(frame(mac(2), mac(1), "short"))
+	for _, f := range [][]byte{packet(0x0800, here, other), packet(0x0800, other, here), packet(0x0806, other, other)} {
+		a.send(f)
+		b.expect(f)
+	}
+	if n := pa.Counters(FromMachine).Dropped; n != 3 {
+		t.Errorf("%d frames were dropped, want 3", n)
+	}
+	pa.Only(FromMachine, nil)
+	f := frame(mac(2), mac(1), "anything")
+	a.send(f)
+	b.expect(f)
+}
+
 func TestStoppedMachineHoldsUpNobody(t *testing.T) {
 	hub := NewHub()
 	pa, a := plug(t)
@@ -274,6 +329,7 @@ func FuzzReadFrame(f *testing.F) {
 				t.Fatalf("a frame of %d bytes", len(fr))
 			}
 			IsReset(fr)
+			Concerns(fr, [4]byte{})
 			addresses(fr)
 		}
 	})

@@ -100,3 +100,21 @@ func IsReset(f []byte) bool {
 	}
 	return len(tcp) > flagsAt && tcp[flagsAt]&rst != 0
 }
+
+// Concerns reports whether the frame is an ARP packet, or an IPv4 packet from or to an address. Any bytes may be given.
+func Concerns(f []byte, address [4]byte) bool {
+	const (
+		typeIPv4, typeARP = 0x0800, 0x0806
+		source, target    = minFrame + 12, minFrame + 16
+	)
+	if len(f) < target+4 {
+		return false
+	}
+	switch binary.BigEndian.Uint16(f[12:]) {
+	case typeARP:
+		return true
+	case typeIPv4:
+		return [4]byte(f[source:]) == address || [4]byte(f[target:]) == address
+	}
+	return false
+}

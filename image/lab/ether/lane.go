@@ -1,6 +1,7 @@
 package ether
 
 import (
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,7 +15,7 @@ const laneDepth = 2048
 type Counters struct {
 	// Frames and Bytes were carried.
 	Frames, Bytes uint64
-	// Dropped were lost because the direction was cut or its queue was full.
+	// Dropped were lost because the direction was cut or lossy, or its queue was full.
 	Dropped uint64
 	// Resets are the TCP segments with RST among those carried.
 	Resets uint64
@@ -26,6 +27,8 @@ type lane struct {
 	sink  func(frame []byte) bool // reports whether the frame was taken
 	cut   atomic.Bool
 	delay atomic.Int64 // nanoseconds
+	loss  atomic.Int64 // frames of a thousand
+	only  atomic.Pointer[func(frame []byte) bool]
 
 	frames, bytes, dropped, resets atomic.Uint64
 
@@ -47,7 +50,11 @@ func newLane(sink func([]byte) bool) *lane {
 
 // put queues a frame; it never blocks.
 func (l *lane) put(frame []byte) {
-	if l.cut.Load() {
+	if l.cut.Load() || rand.Int64N(1000) < l.loss.Load() {
+		l.dropped.Add(1)
+		return
+	}
+	if only := l.only.Load(); only != nil && !(*only)(frame) {
 		l.dropped.Add(1)
 		return
 	}

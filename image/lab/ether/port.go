@@ -80,6 +80,18 @@ func (p *Port) Cut(d Direction, cut bool) { p.lanes[d].cut.Store(cut) }
 // SetDelay holds each frame of a direction back for that long; the order stays.
 func (p *Port) SetDelay(d Direction, by time.Duration) { p.lanes[d].delay.Store(int64(by)) }
 
+// SetLoss drops that many of a thousand frames of a direction, by chance.
+func (p *Port) SetLoss(d Direction, perMille int) { p.lanes[d].loss.Store(int64(perMille)) }
+
+// Only drops all frames of a direction but those that pass; nil lets all through.
+func (p *Port) Only(d Direction, pass func(frame []byte) bool) {
+	if pass == nil {
+		p.lanes[d].only.Store(nil)
+		return
+	}
+	p.lanes[d].only.Store(&pass)
+}
+
 // Counters returns what went through in a direction.
 func (p *Port) Counters(d Direction) Counters { return p.lanes[d].counters() }
 

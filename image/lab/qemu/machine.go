@@ -256,34 +256,6 @@ func (m *Machine) Type(s string) error {
 	return err
 }
 
-// Stop freezes the machine's CPU, as a host that hangs; Cont lets it go on.
-func (m *Machine) Stop(ctx context.Context) error {
-	m.running(false)
-	return m.qmp.execute(ctx, "stop", nil, nil)
-}
-
-// Cont undoes Stop.
-func (m *Machine) Cont(ctx context.Context) error {
-	err := m.qmp.execute(ctx, "cont", nil, nil)
-	m.running(true)
-	return err
-}
-
-// Reset is the machine's reset button.
-func (m *Machine) Reset(ctx context.Context) error {
-	return m.qmp.execute(ctx, "system_reset", nil, nil)
-}
-
-// PowerOff is a short press on the machine's power button.
-func (m *Machine) PowerOff(ctx context.Context) error {
-	return m.qmp.execute(ctx, "system_powerdown", nil, nil)
-}
-
-// Query runs any QMP command and decodes what it returns into out, if that is not nil.
-func (m *Machine) Query(ctx context.Context, command string, args, out any) error {
-	return m.qmp.execute(ctx, command, args, out)
-}
-
 // Kill ends QEMU by SIGKILL, as a power failure ends a host, and returns when it is gone.
 func (m *Machine) Kill() error {
 	if err := m.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {

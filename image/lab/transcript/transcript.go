@@ -117,6 +117,13 @@ func (l *Log) Wait(ctx context.Context, re *regexp.Regexp, from Mark) (string, e
 	}
 }
 
+// Lines returns the lines at or after from that are kept.
+func (l *Log) Lines(from Mark) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]string(nil), l.lines[min(max(int(from)-l.dropped, 0), len(l.lines)):]...)
+}
+
 // Find returns the first line kept that re matches, or nothing.
 func (l *Log) Find(re *regexp.Regexp) string {
 	l.mu.Lock()

@@ -52,3 +52,21 @@ func TestIsBounded(t *testing.T) {
 		t.Error("found what is not there")
 	}
 }
+
+func TestLines(t *testing.T) {
+	l := New()
+	write := func(s string) {
+		if _, err := l.Write([]byte(s)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("one\n")
+	from := l.Now()
+	write("two\nthree\nno line")
+	if got := l.Lines(from); len(got) != 2 || got[0] != "two" || got[1] != "three" {
+		t.Errorf("%q", got)
+	}
+	if got := l.Lines(from + 9); len(got) != 0 {
+		t.Errorf("behind the end: %q", got)
+	}
+}
