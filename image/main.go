@@ -6,8 +6,8 @@
 //	go run ./image replay [-to N] [-core FILE] [-console] [-gdb PORT] RECORDING
 //
 // Build packs the host's disk image as config.json says, from the cache if nothing has changed, and prints where it is
-// and the password of its web page; -perm puts the files of a directory on the image's /perm. Perm makes two such
-// directories, for the hosts of a pair. Packages installs the Debian packages that tests and demo need and that are
+// and its hash; -perm puts the files of a directory on the image's /perm, which is empty else and made by the host's
+// first boot. Perm makes two such directories, for the hosts of a pair. Packages installs the Debian packages that tests and demo need and that are
 // missing; a user who isn't root is told how. Replay executes a recording in a host that QEMU emulates.
 //
 // The work is done in image/disk, image/lab and image/nested; it also imports hvd/hostcfg, hvd/hostkey and hvd/recording.
@@ -15,6 +15,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/duet-ft/duet/image/disk"
 	"github.com/duet-ft/duet/image/lab"
+	"github.com/duet-ft/duet/image/sparse"
 )
 
 const usage = "usage: go run ./image build|perm|packages|replay; build -h, perm -h and replay -h tell more"
@@ -108,10 +110,18 @@ func build(ctx context.Context, args []string) error {
 		return err
 	}
 	if *out != "" {
-		if err := img.Copy(ctx, *out, onPerm); err != nil {
+		copyTo := func() error { return sparse.Copy(*out, img.Path, 0o644) }
+		if *files != "" {
+			copyTo = func() error { return img.Copy(ctx, *out, onPerm) }
+		}
+		if err := copyTo(); err != nil {
 			return err
 		}
 		img.Path = *out
+	}
+	hash, err := hashOf(img.Path)
+	if err != nil {
+		return err
 	}
 	how := "packed"
 	if img.Cached {
@@ -120,6 +130,20 @@ func build(ctx context.Context, args []string) error {
 	fmt.Printf("image     %s (%s, %.1f s)\n", img.Path, how, time.Since(start).Seconds())
 	fmt.Printf("kernel    %s\n", img.Kernel)
 	fmt.Printf("cmdline   %s\n", img.Cmdline)
-	fmt.Printf("web page  http://gokrazy:%s@%s/\n", img.Password, img.Hostname)
+	fmt.Printf("sha256    %x\n", hash)
 	return nil
+}
+
+// hashOf is the SHA-256 of a file.
+func hashOf(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return nil, err
+	}
+	return h.Sum(nil), nil
 }

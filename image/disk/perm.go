@@ -17,13 +17,15 @@ import (
 )
 
 const (
-	// bootPartition and permPartition are the numbers of the EFI system partition and of /perm, from 1.
+	// The numbers of the EFI system partition, root A and /perm, from 1.
 	bootPartition = 1
+	rootPartition = 2
 	permPartition = 4
 )
 
 // Copy makes a disk for one host: a sparse copy of the image at path whose /perm holds the given files. Keys are
 // paths relative to /perm, such as "duet/host.json". Files are readable by root only. It needs mke2fs, but not root.
+// The image itself has an empty /perm, which the host's first boot makes.
 func (i *Image) Copy(ctx context.Context, path string, perm map[string][]byte) error {
 	if err := sparse.Copy(path, i.Path, 0o600); err != nil {
 		return err
