@@ -1,16 +1,18 @@
 // Command image builds what is flashed.
 //
 //	go run ./image build [-o FILE [-perm DIR]] [-v]
+//	go run ./image flash [-image FILE] [-yes] DEVICE
 //	go run ./image perm -portal ADDRESS -target NAME [-lun N] [-user NAME -secret SECRET] DIR
 //	go run ./image packages
 //	go run ./image replay [-to N] [-core FILE] [-console] [-gdb PORT] RECORDING
 //
 // Build packs the host's disk image as config.json says, from the cache if nothing has changed, and prints where it is
 // and its hash; -perm puts the files of a directory on the image's /perm, which is empty else and made by the host's
-// first boot. Perm makes two such directories, for the hosts of a pair. Packages installs the Debian packages that tests and demo need and that are
+// first boot. Flash writes it to a USB stick or disk and reads it back. Perm makes two such directories, for the hosts of a
+// pair. Packages installs the Debian packages that tests and demo need and that are
 // missing; a user who isn't root is told how. Replay executes a recording in a host that QEMU emulates.
 //
-// The work is done in image/disk, image/lab and image/nested; it also imports hvd/hostcfg, hvd/hostkey and hvd/recording.
+// The work is done in image/disk, image/flash, image/lab and image/nested; it also imports hvd/hostcfg, hvd/hostkey and hvd/recording.
 package main
 
 import (
@@ -30,7 +32,7 @@ import (
 	"github.com/duet-ft/duet/image/sparse"
 )
 
-const usage = "usage: go run ./image build|perm|packages|replay; build -h, perm -h and replay -h tell more"
+const usage = "usage: go run ./image build|flash|perm|packages|replay; COMMAND -h tells more"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -47,6 +49,8 @@ func main() {
 		err = build(ctx, os.Args[2:])
 	case command == "perm":
 		err = perm(os.Args[2:])
+	case command == "flash":
+		err = flashDevice(ctx, os.Args[2:])
 	case command == "packages" && len(os.Args) == 2:
 		err = lab.Install(ctx, func(line string) { fmt.Println(line) })
 	case command == "replay":
