@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 parts := appliance ftlink hvd image
 
-.PHONY: help test check pure nested packages demo bench sim soak torture kernel image fmt
+.PHONY: help test check pure nested packages demo bench sim soak torture kernel image bundle fmt
 .NOTPARALLEL: # two emulated hosts on one core would run into their time limits
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions;'
 	@echo '                      PROFILE=file writes where hvd spends them while it records'
 	@echo 'make image [OUT=FILE] the disk image of a host'
+	@echo 'make bundle [OUT=FILE]        a signed update; image/README.md tells how to make its keys'
 	@echo 'make kernel           rebuild image/kernel/vmlinuz'
 	@echo 'make fmt              format all sources'
 
@@ -60,6 +61,9 @@ endif
 
 image:
 	go run ./image build $(if $(OUT),-o $(OUT))
+
+bundle:
+	go run ./image bundle $(if $(OUT),-o $(OUT))
 
 kernel:
 	image/kernel/build.sh

@@ -2,17 +2,21 @@
 //
 //	go run ./image build [-o FILE [-perm DIR]] [-v]
 //	go run ./image flash [-image FILE] [-yes] DEVICE
+//	go run ./image key [-keys DIR] [-serial N] root|release
+//	go run ./image bundle [-keys DIR] [-o FILE | -check FILE]
 //	go run ./image perm -portal ADDRESS -target NAME [-lun N] [-user NAME -secret SECRET] DIR
 //	go run ./image packages
 //	go run ./image replay [-to N] [-core FILE] [-console] [-gdb PORT] RECORDING
 //
 // Build packs the host's disk image as config.json says, from the cache if nothing has changed, and prints where it is
 // and its hash; -perm puts the files of a directory on the image's /perm, which is empty else and made by the host's
-// first boot. Flash writes it to a USB stick or disk and reads it back. Perm makes two such directories, for the hosts of a
-// pair. Packages installs the Debian packages that tests and demo need and that are
-// missing; a user who isn't root is told how. Replay executes a recording in a host that QEMU emulates.
+// first boot. Flash writes it to a USB stick or disk and reads it back. Bundle makes a signed update of it, with the keys
+// that key makes. Perm makes two such directories, for the hosts of a pair. Packages installs the Debian packages that
+// tests and demo need and that are missing; a user who isn't root is told how. Replay executes a recording in a host that
+// QEMU emulates.
 //
-// The work is done in image/disk, image/flash, image/lab and image/nested; it also imports hvd/hostcfg, hvd/hostkey and hvd/recording.
+// The work is done in image/disk, image/flash, image/lab and image/nested; it also imports appliance/bundle,
+// appliance/release, ftlink/wire, hvd/hostcfg, hvd/hostkey and hvd/recording.
 package main
 
 import (
@@ -32,7 +36,7 @@ import (
 	"github.com/duet-ft/duet/image/sparse"
 )
 
-const usage = "usage: go run ./image build|flash|perm|packages|replay; COMMAND -h tells more"
+const usage = "usage: go run ./image build|flash|key|bundle|perm|packages|replay; COMMAND -h tells more"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -51,6 +55,10 @@ func main() {
 		err = perm(os.Args[2:])
 	case command == "flash":
 		err = flashDevice(ctx, os.Args[2:])
+	case command == "bundle":
+		err = makeBundle(ctx, os.Args[2:])
+	case command == "key":
+		err = key(os.Args[2:])
 	case command == "packages" && len(os.Args) == 2:
 		err = lab.Install(ctx, func(line string) { fmt.Println(line) })
 	case command == "replay":

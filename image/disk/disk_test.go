@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -208,8 +209,34 @@ func TestReproducible(t *testing.T) {
 			}
 		}
 	}
+	checkParts(t, here)
 	if sums[here] != sums[there] {
 		t.Errorf("two images of the same sources differ: %x, %x", sums[here], sums[there])
+	}
+}
+
+// checkParts looks at what an update takes from the image.
+func checkParts(t *testing.T, b *Builder) {
+	t.Helper()
+	img, err := b.Build(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := img.Parts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel, err := os.ReadFile(img.Kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch {
+	case !bytes.Contains(p.Boot, kernel) || !bytes.Contains(p.Boot, []byte("root=PARTUUID=")) || len(p.Boot)%unit != 0:
+		t.Errorf("%d bytes of boot file system without kernel or command line", len(p.Boot))
+	case string(p.Root[:4]) != "hsqs" || len(p.Root)%unit != 0 || string(p.MBR[510:]) != "\x55\xaa":
+		t.Errorf("%d bytes of root file system, %d of MBR", len(p.Root), len(p.MBR))
+	case !json.Valid(p.SBOM) || !bytes.Contains(p.SBOM, []byte(`"/user/hvd"`)):
+		t.Errorf("sbom.json: %.200s", p.SBOM)
 	}
 }
 
