@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -67,8 +69,12 @@ func flashDevice(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	var id [4]byte
+	rand.Read(id[:])
 	start := time.Now()
-	err = flash.Write(ctx, device, target.Size, image, info.Size(), progressLine(os.Stdout, start))
+	err = flash.Write(ctx, device, target.Size, flash.Image{
+		ReaderAt: image, Size: info.Size(), Disk: binary.LittleEndian.Uint32(id[:]),
+	}, progressLine(os.Stdout, start))
 	fmt.Println()
 	if err := errors.Join(err, device.Close()); err != nil {
 		return fmt.Errorf("%s: %w", target.Path, err)

@@ -92,6 +92,68 @@ func Grow(start, end []byte, size int64) (Plan, error) {
 	return plan, nil
 }
 
+// gokrazy's GUIDs have this beginning, then the disk's number in 32 bits, a byte 0, and the partition's number (0: the disk).
+var guidPrefix = []byte{0xc1, 0x4c, 0xc2, 0x60, 0xf9, 0xf3, 0x7a, 0x42, 0x81, 0x99}
+
+const (
+	diskGUIDAt = 56
+	// signatureAt is where the first sector has the disk's number for firmware and kernels that know no GPT.
+	signatureAt = 440
+)
+
+// Identify gives a disk the number id, in its first TableSize bytes: the packer derives it from the host name, so that all
+// disks have the same, and two of them in one computer can't be told apart. The kernel's command line names the disk by
+// the GUID of its first partition: before and after are that, as it is written there.
+func Identify(start []byte, id uint32) (before, after string, err error) {
+	if len(start) != TableSize {
+		return "", "", errors.New("the disk is too small for a partition table")
+	}
+	t := table{header: start[sector : 2*sector], entries: start[2*sector:]}
+	if err := t.check(1); err != nil {
+		return "", "", fmt.Errorf("no partition table: %w", err)
+	}
+	guids := [][]byte{t.header[diskGUIDAt:][:16]}
+	for i := range permEntry + 1 {
+		guids = append(guids, t.entries[i*entrySize+16:][:16])
+	}
+	for i, g := range guids {
+		if !bytes.HasPrefix(g, guidPrefix) || int(g[15]) != i {
+			return "", "", errors.New("the partitions have no identities as gokrazy's packer makes them")
+		}
+	}
+	before = guidText(guids[1])
+	for _, g := range guids {
+		binary.BigEndian.PutUint32(g[10:], id)
+	}
+	binary.LittleEndian.PutUint32(start[signatureAt:], id)
+	binary.LittleEndian.PutUint32(t.header[88:], crc32.ChecksumIEEE(t.entries))
+	binary.LittleEndian.PutUint32(t.header[16:], headerSum(t.header))
+	return before, guidText(guids[1]), nil
+}
+
+// guidText writes a GUID, whose first three numbers are little-endian, as the kernel does.
+func guidText(g []byte) string {
+	le := binary.LittleEndian
+	return fmt.Sprintf("%08x-%04x-%04x-%x-%x", le.Uint32(g), le.Uint16(g[4:]), le.Uint16(g[6:]), g[8:10], g[10:16])
+}
+
+// Partition is the place of a partition, counted from 1, by the table in a disk's first TableSize bytes, in bytes.
+func Partition(start []byte, number int) (offset, size int64, err error) {
+	if len(start) != TableSize || number < 1 || number > entryCount {
+		return 0, 0, errors.New("no such partition")
+	}
+	t := table{header: start[sector : 2*sector], entries: start[2*sector:]}
+	if err := t.check(1); err != nil {
+		return 0, 0, fmt.Errorf("no partition table: %w", err)
+	}
+	e := t.entries[(number-1)*entrySize:][:entrySize]
+	from, to := binary.LittleEndian.Uint64(e[32:]), binary.LittleEndian.Uint64(e[40:])
+	if from <= tableSectors || to < from || to > 1<<50 {
+		return 0, 0, fmt.Errorf("no partition %d", number)
+	}
+	return int64(from * sector), int64((to - from + 1) * sector), nil
+}
+
 // table is one of the two copies.
 type table struct{ header, entries []byte }
 

@@ -2,6 +2,8 @@ package perm
 
 import (
 	"bytes"
+	"encoding/binary"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -25,10 +27,11 @@ func disk(t *testing.T, partitions int) []byte {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	g := &gpt.Table{LogicalSectorSize: 512, PhysicalSectorSize: 512, ProtectiveMBR: true}
+	g := &gpt.Table{LogicalSectorSize: 512, PhysicalSectorSize: 512, ProtectiveMBR: true, GUID: "60C24CC1-F3F9-427A-8199-C6414F530000"}
 	for i := range uint64(partitions) {
 		g.Partitions = append(g.Partitions, &gpt.Partition{
 			Index: int(i + 1), Start: 2048 + i*2048, End: 2048 + i*2048 + 2047, Type: gpt.LinuxFilesystem, Name: "p",
+			GUID: fmt.Sprintf("60C24CC1-F3F9-427A-8199-C6414F5300%02X", i+1),
 		})
 	}
 	if err := d.Partition(g); err != nil {
@@ -135,6 +138,61 @@ func TestGrowCut(t *testing.T) {
 	}
 }
 
+// TestIdentify has go-diskfs read the GUIDs that a disk gets.
+func TestIdentify(t *testing.T) {
+	b := disk(t, 4)
+	before, after, err := Identify(b[:TableSize], 0x00ab12cd)
+	if err != nil || before != "60c24cc1-f3f9-427a-8199-c6414f530001" || after != "60c24cc1-f3f9-427a-8199-00ab12cd0001" {
+		t.Fatalf("%s, %s, %v", before, after, err)
+	}
+	if binary.LittleEndian.Uint32(b[signatureAt:]) != 0x00ab12cd {
+		t.Errorf("the disk's signature is %x", b[signatureAt:][:4])
+	}
+	clear(b[len(b)-BackupSize:])
+	p, err := grow(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range p.Writes {
+		copy(b[w.Offset:], w.Data)
+	}
+	path := filepath.Join(t.TempDir(), "identified")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := diskfs.Open(path, diskfs.WithOpenMode(diskfs.ReadOnly))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	got, err := d.GetPartitionTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, q := range got.(*gpt.Table).Partitions[:4] {
+		if want := fmt.Sprintf("60C24CC1-F3F9-427A-8199-00AB12CD%04X", i+1); q.GUID != want {
+			t.Errorf("partition %d has %s, want %s", i+1, q.GUID, want)
+		}
+	}
+	if at, size, err := Partition(b[:TableSize], 3); at != (2048+2*2048)*512 || size != 1<<20 || err != nil {
+		t.Errorf("partition 3: %d bytes at %d, %v", size, at, err)
+	}
+	other := disk(t, 4)
+	other[1024+16]++
+	if _, _, err := Identify(other[:TableSize], 1); err == nil {
+		t.Error("a table whose checksum is wrong gets an identity")
+	}
+	three := disk(t, 3)
+	if _, _, err := Identify(three[:TableSize], 1); err == nil || !strings.Contains(err.Error(), "as gokrazy's packer") {
+		t.Errorf("three partitions: %v", err)
+	}
+	for _, n := range []int{0, 5, 129} {
+		if _, _, err := Partition(b[:TableSize], n); err == nil {
+			t.Errorf("there is a partition %d", n)
+		}
+	}
+}
+
 func TestGrowRefuses(t *testing.T) {
 	behind := disk(t, 5)
 	if p, err := grow(behind); err != nil || p.Size != 1<<20 {
@@ -168,7 +226,13 @@ func FuzzGrow(f *testing.F) {
 	seed.entries[permEntry*entrySize], seed.entries[permEntry*entrySize+33], seed.entries[permEntry*entrySize+41] = 1, 1, 2
 	f.Add(append(make([]byte, sector), seed.encode(1, 2047, 2048)...), make([]byte, BackupSize), int64(1<<20))
 	f.Fuzz(func(t *testing.T, start, end []byte, size int64) {
+		for n := range 6 {
+			if at, length, err := Partition(start, n); err == nil && (at <= 0 || length <= 0) {
+				t.Errorf("partition %d: %d bytes at %d", n, length, at)
+			}
+		}
 		p, err := Grow(start, end, size)
+		_, _, _ = Identify(start, 1)
 		if err != nil {
 			return
 		}

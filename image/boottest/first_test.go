@@ -2,6 +2,7 @@ package boottest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/duet-ft/duet/appliance/perm"
 	"github.com/duet-ft/duet/image/disk"
+	"github.com/duet-ft/duet/image/flash"
 	"github.com/duet-ft/duet/image/lab"
 )
 
@@ -143,4 +145,41 @@ func TestForeignPerm(t *testing.T) {
 	if string(b[:4]) != "XFSB" || strings.Trim(string(b[4:]), "\x00") != "" {
 		t.Error("what was on the partition has changed")
 	}
+}
+
+// TestFlashedDisk boots a disk that image/flash wrote, by firmware, in a machine that has another disk with the same
+// image: it must take its own root and /perm, which has all of the disk from the first boot on.
+func TestFlashedDisk(t *testing.T) {
+	l := start(t)
+	const size = 4 << 30
+	h, err := l.NewHost(t.Context(), lab.HostConfig{
+		Name: "flashed", Number: 18, UEFI: true, Flashed: size,
+		Extra: []string{
+			"-drive", "if=none,id=other,format=raw,snapshot=on,file=" + l.Image.Path, "-device", "virtio-blk-pci,drive=other",
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	image, err := os.Open(l.Image.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	stick, err := flash.Open(h.Disk())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = flash.Write(t.Context(), stick, size, flash.Image{ReaderAt: image, Size: disk.DefaultSize, Disk: 0x5eed1234}, nil)
+	if err := errors.Join(err, stick.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Boot(); err != nil {
+		t.Fatal(err)
+	}
+	waitConsole(t, h, `root=PARTUUID=60c24cc1-f3f9-427a-8199-5eed12340001/PARTNROFF=1`)
+	waitConsole(t, h, `duet: made the file system of /perm on /dev/vda4`)
+	waitConsole(t, h, `duet: /perm has grown to 29\d\d MiB`)
+	l.Password = waitConsole(t, h, `duet: web page: user gokrazy, password ([a-z2-7]{16})$`)
+	waitPage(t, h)
 }

@@ -3,6 +3,8 @@
 // Used by image (main). Imports appliance/perm, whose Grow makes the partition table reach the disk's end. [System.Probe]
 // refuses disks that are in use, [Write] writes to whatever [Medium] it gets, and [Open] is the one for a real disk.
 //
+// Each disk gets a number of its own in its table and in the kernel's command line, so that two in one computer don't clash.
+//
 // Everything is written, zeroes too: the host's first boot makes /perm only where nothing is. The partition table comes
 // last, so that a stick that was pulled half-way doesn't boot.
 package flash
@@ -18,8 +20,12 @@ import (
 	"github.com/duet-ft/duet/appliance/perm"
 )
 
-// Piece is the unit of reading and writing, in bytes.
-const Piece = 4 << 20
+const (
+	// Piece is the unit of reading and writing, in bytes.
+	Piece = 4 << 20
+	// bootPartition is the number of the EFI system partition, from 1.
+	bootPartition = 1
+)
 
 // Medium is what is written to. Reads after Flush come from the medium itself and not from a cache; they start and end at
 // multiples of 4,096 bytes, or end at the medium's end.
@@ -39,8 +45,19 @@ type piece struct {
 	sum [sha256.Size]byte
 }
 
-// Write copies the image, of size bytes, to m, which has room for room bytes, extends its table, and reads it all back.
-func Write(ctx context.Context, m Medium, room int64, image io.ReaderAt, size int64, progress Progress) error {
+// Image is what is written.
+type Image struct {
+	io.ReaderAt
+	// Size is in bytes.
+	Size int64
+	// Disk is the number that the disk gets, so that the kernel can tell it from others with the same image: a random one.
+	Disk uint32
+}
+
+// Write copies the image to m, which has room for room bytes, makes its table and its command line those of this disk, and
+// reads it all back.
+func Write(ctx context.Context, m Medium, room int64, image Image, progress Progress) error {
+	size := image.Size
 	if size < Piece || size%4096 != 0 {
 		return fmt.Errorf("the image has %d bytes: that is no image of a host", size)
 	}
@@ -48,18 +65,18 @@ func Write(ctx context.Context, m Medium, room int64, image io.ReaderAt, size in
 	if _, err := image.ReadAt(first, 0); err != nil {
 		return fmt.Errorf("reading the image: %w", err)
 	}
-	end := make([]byte, perm.BackupSize)
-	if room == size {
-		if _, err := image.ReadAt(end, size-perm.BackupSize); err != nil {
-			return fmt.Errorf("reading the image: %w", err)
-		}
-	}
-	table, err := perm.Grow(first[:perm.TableSize], end, room)
+	changes, err := image.personal(first)
 	if err != nil {
 		return fmt.Errorf("the image is none of a host: %w", err)
 	}
+	// The copy of the table at the image's own end is left out, and made anew.
+	table, err := perm.Grow(first[:perm.TableSize], make([]byte, perm.BackupSize), room)
+	if err != nil {
+		return fmt.Errorf("the image is none of a host: %w", err)
+	}
+	changes = append(changes, table.Writes...)
 	tail := max(size, (room-perm.BackupSize)&^4095)
-	w := writer{m: m, table: table.Writes, progress: progress, total: 2 * (size + room - tail)}
+	w := writer{m: m, changes: changes, progress: progress, total: 2 * (size + room - tail)}
 	buf := make([]byte, Piece)
 	for at := int64(Piece); at < size; at += Piece {
 		if err := ctx.Err(); err != nil {
@@ -87,17 +104,49 @@ func Write(ctx context.Context, m Medium, room int64, image io.ReaderAt, size in
 	return w.verify(ctx)
 }
 
+// personal gives the disk its number in the image's first bytes, and finds where the boot loader's entries name the disk.
+func (i Image) personal(first []byte) ([]perm.Write, error) {
+	before, after, err := perm.Identify(first[:perm.TableSize], i.Disk)
+	if err != nil {
+		return nil, err
+	}
+	at, size, err := perm.Partition(first[:perm.TableSize], bootPartition)
+	if err != nil {
+		return nil, err
+	}
+	var changes []perm.Write
+	buf := make([]byte, Piece+len(before)-1) // what lies across two pieces is found, too
+	for end := min(at+size, i.Size); at < end; at += Piece {
+		n, err := i.ReadAt(buf[:min(int64(len(buf)), end-at)], at)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
+		for from := 0; ; from += len(before) {
+			found := bytes.Index(buf[from:n], []byte(before))
+			if found < 0 {
+				break
+			}
+			from += found
+			changes = append(changes, perm.Write{Offset: at + int64(from), Data: []byte(after)})
+		}
+	}
+	if len(changes) == 0 {
+		return nil, errors.New("nothing on its boot partition names its disk")
+	}
+	return changes, nil
+}
+
 type writer struct {
 	m           Medium
-	table       []perm.Write
+	changes     []perm.Write
 	pieces      []piece
 	progress    Progress
 	done, total int64
 }
 
-// write puts b at the byte at, with what the table changes of it.
+// write puts b at the byte at, with what this disk has different.
 func (w *writer) write(b []byte, at int64) error {
-	for _, c := range w.table {
+	for _, c := range w.changes {
 		if from := c.Offset - at; from >= 0 && from < int64(len(b)) {
 			copy(b[from:], c.Data)
 		} else if from < 0 && -from < int64(len(c.Data)) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,9 +27,13 @@ func image(t *testing.T) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g := &gpt.Table{LogicalSectorSize: 512, PhysicalSectorSize: 512, ProtectiveMBR: true}
+	g := &gpt.Table{LogicalSectorSize: 512, PhysicalSectorSize: 512, ProtectiveMBR: true, GUID: "60C24CC1-F3F9-427A-8199-C6414F530000"}
+	starts := []uint64{2048, 18432, 20480, 22528, 24544}
 	for i := range uint64(4) {
-		g.Partitions = append(g.Partitions, &gpt.Partition{Index: int(i + 1), Start: 2048 + i*2048, End: 2048 + i*2048 + 2047, Type: gpt.LinuxFilesystem, Name: "p"})
+		g.Partitions = append(g.Partitions, &gpt.Partition{
+			Index: int(i + 1), Start: starts[i], End: starts[i+1] - 1, Type: gpt.LinuxFilesystem, Name: "p",
+			GUID: fmt.Sprintf("60C24CC1-F3F9-427A-8199-C6414F5300%02X", i+1),
+		})
 	}
 	if err := errors.Join(d.Partition(g), d.Close()); err != nil {
 		t.Fatal(err)
@@ -40,7 +45,28 @@ func image(t *testing.T) []byte {
 	for i := 1 << 20; i < imageSize-1<<20; i += 512 {
 		b[i] = byte(i >> 9)
 	}
+	for _, at := range named {
+		copy(b[at:], "root=PARTUUID="+oldGUID)
+	}
 	return b
+}
+
+// named is where the image names its disk: in the boot partition twice, the second time across two pieces, and beyond.
+var named = []int{1<<20 + 5, 1<<20 + Piece - 30, 2*Piece + 3<<19 + 100}
+
+const (
+	testDisk = 0xdeadbeef
+	oldGUID  = "60c24cc1-f3f9-427a-8199-c6414f530001"
+	newGUID  = "60c24cc1-f3f9-427a-8199-deadbeef0001"
+)
+
+// written is what has to be on a medium between the two copies of the table.
+func written(img []byte) []byte {
+	b := bytes.Clone(img)
+	for _, at := range named[:2] {
+		copy(b[at:], "root=PARTUUID="+newGUID)
+	}
+	return b[perm.TableSize : imageSize-perm.BackupSize]
 }
 
 // memory is a medium with faults.
@@ -86,7 +112,7 @@ func TestWrite(t *testing.T) {
 	for _, room := range []int64{imageSize, imageSize + 512, imageSize + 4096*3, imageSize + Piece*2 + 1024} {
 		m := &memory{data: bytes.Repeat([]byte{0xa5}, int(room))}
 		var last, total int64
-		err := Write(t.Context(), m, room, bytes.NewReader(img), imageSize, func(done, of int64) {
+		err := Write(t.Context(), m, room, Image{bytes.NewReader(img), imageSize, testDisk}, func(done, of int64) {
 			if done < last || done > of {
 				t.Errorf("progress goes from %d to %d of %d", last, done, of)
 			}
@@ -96,7 +122,7 @@ func TestWrite(t *testing.T) {
 			t.Fatalf("room for %d: %v; progress %d of %d", room, err, last, total)
 		}
 		// All is the image but for the table, which is right for this disk.
-		if !bytes.Equal(m.data[perm.TableSize:imageSize-perm.BackupSize], img[perm.TableSize:imageSize-perm.BackupSize]) {
+		if !bytes.Equal(m.data[perm.TableSize:imageSize-perm.BackupSize], written(img)) {
 			t.Errorf("room for %d: the content differs", room)
 		}
 		p, err := perm.Grow(m.data[:perm.TableSize], m.data[room-perm.BackupSize:], room)
@@ -123,17 +149,22 @@ func TestWriteTells(t *testing.T) {
 		"stopped: the stick is not usable: context canceled":             {memory{}, stopped, imageSize},
 		"the image has 100 bytes: that is no image of a host":            {memory{}, t.Context(), 100},
 		"the image is none of a host: no partition table":                {memory{}, t.Context(), -1},
+		"the image is none of a host: nothing on its boot partition":     {memory{}, t.Context(), -2},
 		"between bytes 0 and 4194304 reads back differently: the stick":  {memory{changedAt: 600}, t.Context(), imageSize},
 		"between bytes 12582912 and 12591104 reads back differently: th": {memory{changedAt: imageSize - 600}, t.Context(), imageSize},
 	} {
 		m, img := c.m, image(t)
 		m.data = make([]byte, imageSize)
-		if c.size < 0 {
+		switch c.size {
+		case -1:
 			clear(img[:perm.TableSize])
-			clear(img[imageSize-perm.BackupSize:])
+		case -2:
+			clear(img[1<<20 : 9<<20])
+		}
+		if c.size < 0 {
 			c.size = imageSize
 		}
-		if err := Write(c.ctx, &m, imageSize, bytes.NewReader(img), c.size, nil); err == nil || !strings.Contains(err.Error(), want) {
+		if err := Write(c.ctx, &m, imageSize, Image{bytes.NewReader(img), c.size, testDisk}, nil); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
@@ -156,14 +187,14 @@ func TestOpen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := errors.Join(Write(t.Context(), d, room, bytes.NewReader(img), imageSize, nil), d.Close()); err != nil {
+		if err := errors.Join(Write(t.Context(), d, room, Image{bytes.NewReader(img), imageSize, testDisk}, nil), d.Close()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	check := func(t *testing.T) {
 		t.Helper()
 		got, err := os.ReadFile(path)
-		if err != nil || !bytes.Equal(got[perm.TableSize:imageSize-perm.BackupSize], img[perm.TableSize:imageSize-perm.BackupSize]) {
+		if err != nil || !bytes.Equal(got[perm.TableSize:imageSize-perm.BackupSize], written(img)) {
 			t.Errorf("the content differs, %v", err)
 		}
 		if err := os.Truncate(path, 0); err != nil {
