@@ -8,8 +8,6 @@ const (
 	endSize     = 22
 	// fatDate is 1980-01-01: archives of equal parts are equal.
 	fatDate = 33
-	// maxName is longer than the name of any file.
-	maxName = 32
 )
 
 // member is a file of an archive.
