@@ -40,6 +40,9 @@
 //	 48  64  signature of the root key over "duet release key 1\n" and bytes 8 to 47
 //	112  64  signature of the release key over "duet manifest 1\n" and the bytes of manifest.json
 //
+// The command line in boot.img names root by the GUID that the packer gives all disks. Who writes it to a disk puts that
+// disk's own there (appliance/perm, Identify).
+//
 // The root key signs release keys only and can stay on paper. A release key that got lost or stolen is followed by one with
 // a higher serial number, and a release that accepts none below it.
 package bundle

@@ -72,7 +72,7 @@ func mountPerm(say func(string)) error {
 	case err != nil:
 		return err
 	case state == perm.Foreign:
-		return fmt.Errorf("%s is neither empty nor ext4; \"mkfs.ext4 %s\" gives it to Duet, and erases it", d.perm, d.perm)
+		return fmt.Errorf("%s is neither empty nor ext4; if nobody needs what is there, write zeroes over its first 16 MiB", d.perm)
 	case state != perm.Ext4:
 		var id perm.Identity
 		rand.Read(id.UUID[:])
