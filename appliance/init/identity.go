@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,7 @@ import (
 
 const (
 	passwordFile = "gokr-pw.txt" // gokrazy looks for it on /perm first
+	machineFile  = "machine-id"  // for gokrazy's heartbeat, which looks here first, too
 	// passwordLetters is how many letters of 5 bits a password has.
 	passwordLetters = 16
 	// fallbackName is a host's name when it can have no key.
@@ -28,10 +30,16 @@ const (
 // identity makes what is missing of a host's identity in dir, and returns the host's name. What is there is never
 // replaced: the peer has pinned the key, and the operator knows the password.
 func identity(dir string, say func(string)) (name string) {
-	if made, err := ensurePassword(filepath.Join(dir, passwordFile)); err != nil {
+	password := strings.ToLower(rand.Text()[:passwordLetters])
+	if made, err := ensure(filepath.Join(dir, passwordFile), password); err != nil {
 		say(fmt.Sprintf("no password, so no web page: %v", err))
-	} else if made != "" {
-		say("web page: user gokrazy, password " + made)
+	} else if made {
+		say("web page: user gokrazy, password " + password)
+	}
+	machine := make([]byte, 16)
+	rand.Read(machine)
+	if _, err := ensure(filepath.Join(dir, machineFile), hex.EncodeToString(machine)); err != nil {
+		say(fmt.Sprintf("no machine ID: %v", err))
 	}
 	name = fallbackName
 	key, made, err := hostkey.LoadOrMake(filepath.Join(dir, "duet", filepath.Base(hostkey.DefaultPath)))
@@ -57,15 +65,14 @@ func keyName(public ed25519.PublicKey) string {
 	return fmt.Sprintf("%s-%x", fallbackName, sum[:3])
 }
 
-// ensurePassword makes the file with the password unless it is there, and returns what it made.
-func ensurePassword(path string) (made string, err error) {
+// ensure makes a file of one line unless there is one, and tells whether it did.
+func ensure(path, line string) (made bool, err error) {
 	old, err := os.ReadFile(path)
 	if err == nil && strings.TrimSpace(string(old)) != "" {
-		return "", nil
+		return false, nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
+		return false, err
 	}
-	made = strings.ToLower(rand.Text()[:passwordLetters])
-	return made, renameio.WriteFile(path, []byte(made+"\n"), 0o600, renameio.IgnoreUmask())
+	return true, renameio.WriteFile(path, []byte(line+"\n"), 0o600, renameio.IgnoreUmask())
 }

@@ -78,6 +78,10 @@ func TestIdentity(t *testing.T) {
 	if err != nil || said[0] != "web page: user gokrazy, password "+strings.TrimSpace(string(password)) || len(password) != 17 {
 		t.Errorf("password %q, %v; said %q", password, err, said[0])
 	}
+	machine, err := os.ReadFile(filepath.Join(dir, machineFile))
+	if err != nil || !regexp.MustCompile(`^[0-9a-f]{32}\n$`).Match(machine) {
+		t.Errorf("machine ID %q, %v", machine, err)
+	}
 	if other := identity(t.TempDir(), func(string) {}); other == name {
 		t.Error("two hosts have one name")
 	}
@@ -85,6 +89,11 @@ func TestIdentity(t *testing.T) {
 	said = nil
 	if again := identity(dir, say); again != name || len(said) != 0 {
 		t.Errorf("at the second boot: %q, said %q", again, said)
+	}
+	for name, old := range map[string][]byte{passwordFile: password, machineFile: machine} {
+		if now, err := os.ReadFile(filepath.Join(dir, name)); string(now) != string(old) || err != nil {
+			t.Errorf("at the second boot %s is %q, %v", name, now, err)
+		}
 	}
 	if err := os.WriteFile(filepath.Join(dir, "duet/host.json"), []byte(`{"name": "b"}`), 0o600); err != nil {
 		t.Fatal(err)

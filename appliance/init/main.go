@@ -4,6 +4,7 @@
 //	the disk's table     extended to the disk's end              appliance/perm
 //	/perm                made where nothing is, then grown       appliance/perm
 //	/perm/gokr-pw.txt    password of gokrazy's page, user gokrazy; shown on the console when it is made
+//	/perm/machine-id     32 random hex digits, for gokrazy's heartbeat
 //	/perm/duet/host.key  the host's key                          hvd/hostkey
 //	the host's name      "name" of host.json; without one duet- and six digits of the key's SHA-256
 //
