@@ -62,7 +62,7 @@ func (d *Device) ReadAt(b []byte, at int64) (int, error) {
 	return copy(b, d.aligned[:n]), err
 }
 
-// Close closes the disk. The kernel then reads its new partition table by itself.
+// Close closes the disk. udev then has the kernel read the new partition table, where there is one.
 func (d *Device) Close() error {
 	errs := []error{d.file.Close(), unix.Munmap(d.aligned)}
 	if d.direct != nil {
