@@ -4,7 +4,7 @@
 SHELL := /bin/bash
 parts := appliance ftlink hvd image
 
-.PHONY: help test check pure nested packages demo bench sim flips matrix soak-pair soak torture kernel image fmt
+.PHONY: help test check pure nested packages demo bench sim flips matrix soak-pair soak torture kernel image bundle fmt
 .NOTPARALLEL: # two emulated hosts on one core would run into their time limits
 
 help:
@@ -22,7 +22,8 @@ help:
 	@echo 'make torture          inputs at every exit, trap and instruction of a small guest, replayed (hours)'
 	@echo 'make bench            benchmarks: log, link and iSCSI here, a guest in an emulated host by instructions;'
 	@echo '                      PROFILE=file writes where hvd spends them while it records'
-	@echo 'make image [OUT=FILE] the disk image of a host'
+	@echo 'make image [OUT=FILE] the disk image of all hosts, duet.img'
+	@echo 'make bundle [OUT=FILE]        the same as a signed update, duet.gaf; image/README.md tells how to make its keys'
 	@echo 'make kernel           rebuild image/kernel/vmlinuz'
 	@echo 'make fmt              format all sources'
 
@@ -73,7 +74,10 @@ else
 endif
 
 image:
-	go run ./image build $(if $(OUT),-o $(OUT))
+	go run ./image build -o $(or $(OUT),duet.img)
+
+bundle:
+	go run ./image bundle $(if $(OUT),-o $(OUT))
 
 kernel:
 	image/kernel/build.sh

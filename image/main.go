@@ -1,20 +1,27 @@
 // Command image builds what is flashed.
 //
 //	go run ./image build [-o FILE [-perm DIR]] [-v]
+//	go run ./image flash [-image FILE] [-yes] DEVICE
+//	go run ./image key [-keys DIR] [-serial N] root|release
+//	go run ./image bundle [-keys DIR] [-o FILE | -check FILE]
 //	go run ./image perm -portal ADDRESS -target NAME [-lun N] [-user NAME -secret SECRET] DIR
 //	go run ./image packages
 //	go run ./image replay [-to N] [-core FILE] [-console] [-gdb PORT] RECORDING
 //
 // Build packs the host's disk image as config.json says, from the cache if nothing has changed, and prints where it is
-// and the password of its web page; -perm puts the files of a directory on the image's /perm. Perm makes two such
-// directories, for the hosts of a pair. Packages installs the Debian packages that tests and demo need and that are
-// missing; a user who isn't root is told how. Replay executes a recording in a host that QEMU emulates.
+// and its hash; -perm puts the files of a directory on the image's /perm, which is empty else and made by the host's
+// first boot. Flash writes it to a USB stick or disk and reads it back. Bundle makes a signed update of it, with the keys
+// that key makes. Perm makes two such directories, for the hosts of a pair. Packages installs the Debian packages that
+// tests and demo need and that are missing; a user who isn't root is told how. Replay executes a recording in a host that
+// QEMU emulates.
 //
-// The work is done in image/disk, image/lab and image/nested; it also imports hvd/hostcfg, hvd/hostkey and hvd/recording.
+// The work is done in image/disk, image/flash, image/lab and image/nested; it also imports appliance/bundle,
+// appliance/release, ftlink/wire, hvd/hostcfg, hvd/hostkey and hvd/recording.
 package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
@@ -26,9 +33,10 @@ import (
 
 	"github.com/duet-ft/duet/image/disk"
 	"github.com/duet-ft/duet/image/lab"
+	"github.com/duet-ft/duet/image/sparse"
 )
 
-const usage = "usage: go run ./image build|perm|packages|replay; build -h, perm -h and replay -h tell more"
+const usage = "usage: go run ./image build|flash|key|bundle|perm|packages|replay; COMMAND -h tells more"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
@@ -45,6 +53,12 @@ func main() {
 		err = build(ctx, os.Args[2:])
 	case command == "perm":
 		err = perm(os.Args[2:])
+	case command == "flash":
+		err = flashDevice(ctx, os.Args[2:])
+	case command == "bundle":
+		err = makeBundle(ctx, os.Args[2:])
+	case command == "key":
+		err = key(os.Args[2:])
 	case command == "packages" && len(os.Args) == 2:
 		err = lab.Install(ctx, func(line string) { fmt.Println(line) })
 	case command == "replay":
@@ -108,10 +122,18 @@ func build(ctx context.Context, args []string) error {
 		return err
 	}
 	if *out != "" {
-		if err := img.Copy(ctx, *out, onPerm); err != nil {
+		copyTo := func() error { return sparse.Copy(*out, img.Path, 0o644) }
+		if *files != "" {
+			copyTo = func() error { return img.Copy(ctx, *out, onPerm) }
+		}
+		if err := copyTo(); err != nil {
 			return err
 		}
 		img.Path = *out
+	}
+	hash, err := hashOf(img.Path)
+	if err != nil {
+		return err
 	}
 	how := "packed"
 	if img.Cached {
@@ -120,6 +142,20 @@ func build(ctx context.Context, args []string) error {
 	fmt.Printf("image     %s (%s, %.1f s)\n", img.Path, how, time.Since(start).Seconds())
 	fmt.Printf("kernel    %s\n", img.Kernel)
 	fmt.Printf("cmdline   %s\n", img.Cmdline)
-	fmt.Printf("web page  http://gokrazy:%s@%s/\n", img.Password, img.Hostname)
+	fmt.Printf("sha256    %x\n", hash)
 	return nil
+}
+
+// hashOf is the SHA-256 of a file.
+func hashOf(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return nil, err
+	}
+	return h.Sum(nil), nil
 }

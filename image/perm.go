@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/hostkey"
@@ -61,13 +62,17 @@ func perm(args []string) error {
 	return nil
 }
 
-// pairFiles makes host.json and host.key of hosts a and b: new keys, of which each host pins the other's, and one token
-// for both. The names in the result are relative: "a/duet/host.json".
+// passwordLetters is how many letters of 5 bits the web pages' password has.
+const passwordLetters = 16
+
+// pairFiles makes host.json and host.key of hosts a and b: new keys, of which each host pins the other's, one token for
+// both, and one password of gokrazy's web page (gokr-pw.txt). The names in the result are relative: "a/duet/host.json".
 func pairFiles(v hostcfg.Volume) (map[string][]byte, error) {
 	token := make([]byte, 16)
 	if _, err := rand.Read(token); err != nil {
 		return nil, err
 	}
+	password := strings.ToLower(rand.Text()[:passwordLetters]) + "\n"
 	names := [2]string{"a", "b"}
 	keys := [2]ed25519.PrivateKey{hostkey.New(), hostkey.New()}
 	files := map[string][]byte{}
@@ -86,6 +91,7 @@ func pairFiles(v hostcfg.Volume) (map[string][]byte, error) {
 		}
 		files[name+"/duet/host.json"] = append(text, '\n')
 		files[name+"/duet/host.key"] = hostkey.Format(keys[i])
+		files[name+"/gokr-pw.txt"] = []byte(password)
 	}
 	return files, nil
 }

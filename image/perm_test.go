@@ -50,7 +50,7 @@ func TestPermNeverOverwrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	files, err := readFiles(filepath.Join(dir, "b"))
-	if err != nil || len(files) != 2 || len(files["duet/host.key"]) == 0 || !strings.Contains(string(files["duet/host.json"]), `"name": "b"`) {
+	if err != nil || len(files) != 3 || len(files["gokr-pw.txt"]) != passwordLetters+1 || len(files["duet/host.key"]) == 0 || !strings.Contains(string(files["duet/host.json"]), `"name": "b"`) {
 		t.Errorf("%q, %v", files, err)
 	}
 	if err := perm(args); err == nil {

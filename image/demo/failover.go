@@ -187,7 +187,7 @@ func (s *scenario) keep(ctx context.Context) {
 	forward("the guest's Redis", fmt.Sprintf("%s:%d", pairlab.GuestIP(), pairlab.RedisPort), "%s (redis-cli's -h and -p)")
 	for _, name := range pairlab.Names {
 		h := s.pair.Host(name)
-		forward("page of host "+name, h.IP()+":80", "http://gokrazy:"+s.pair.Lab.Image.Password+"@%s/")
+		forward("page of host "+name, h.IP()+":80", "http://gokrazy:"+s.pair.Lab.Password+"@%s/")
 		forward("interface of host "+name, fmt.Sprintf("%s:%d", h.IP(), api.Port), "https://%s/v1/vms with the token "+s.pair.Token())
 		s.out.say("console of host %s: %s; what its programs print: %s", name, h.ConsoleLog(), h.ProgramsLog())
 	}

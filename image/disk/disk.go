@@ -10,11 +10,14 @@
 //	       8192  EFI system partition, FAT32, 100 MiB: systemd-boot, vmlinuz, cmdline.txt
 //	     212992  root A, squashfs, 500 MiB
 //	    1236992  root B, 500 MiB, empty
-//	    2260992  /perm, ext4, the rest
+//	    2260992  /perm, the rest: zeroes, which the host's first boot makes an ext4 file system of (appliance/init)
+//
+// Equal sources make equal images, wherever they lie: the paths of files are left out, and times are fixed after the
+// packer. What the building machine gives is its CA certificates and its time zone (/etc/ssl/certs, /etc/localtime). The
+// image has no identity and no secret.
 //
 // The cache directory:
 //
-//	config/gokrazy/hosts/<hostname>/http-password.txt  password of the web page, made once, mode 0600
 //	images/<hash>/{disk.img,vmlinuz,cmdline.txt}       one built image
 //	lock                                               held while building
 package disk
@@ -63,8 +66,6 @@ type Image struct {
 	Cmdline string
 	// Hostname is the name that config.json gives the hosts.
 	Hostname string
-	// Password is that of gokrazy's web page, user gokrazy.
-	Password string
 	// Packages are the import paths of the programs that gokrazy supervises.
 	Packages []string
 	// Cached tells that nothing had to be built.
@@ -79,6 +80,8 @@ type config struct {
 	KernelPackage   string
 	SerialConsole   string
 	Environment     []string
+
+	InternalCompatibilityFlags struct{ InitPkg string }
 }
 
 // NewBuilder finds the module that the directory dir lies in.
@@ -121,18 +124,14 @@ func (b *Builder) Build(ctx context.Context) (*Image, error) {
 	}
 	defer unlock()
 
-	password, err := b.password(cfg.Hostname)
-	if err != nil {
-		return nil, err
-	}
-	hash, err := b.hash(ctx, cfg, password)
+	hash, err := b.hash(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(b.cache(), "images", hash)
 	img := &Image{
 		Path: filepath.Join(dir, "disk.img"), Kernel: filepath.Join(dir, "vmlinuz"),
-		Hostname: cfg.Hostname, Password: password,
+		Hostname: cfg.Hostname,
 		Packages: append(append([]string{}, cfg.GokrazyPackages...), cfg.Packages...),
 	}
 	if _, err := os.Stat(dir); err == nil {
@@ -158,8 +157,8 @@ func (b *Builder) readConfig() (*config, error) {
 	if err := json.Unmarshal(data, &cfg); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	if cfg.Hostname == "" || cfg.KernelPackage == "" {
-		return nil, fmt.Errorf("%s: Hostname and KernelPackage must be set", path)
+	if cfg.Hostname == "" || cfg.KernelPackage == "" || cfg.InternalCompatibilityFlags.InitPkg == "" {
+		return nil, fmt.Errorf("%s: Hostname, KernelPackage and InitPkg must be set", path)
 	}
 	return &cfg, nil
 }
@@ -185,6 +184,9 @@ func (b *Builder) pack(ctx context.Context, cfg *config, dir string) error {
 	if err := os.RemoveAll(scratch); err != nil {
 		return err
 	}
+	if err := fixTimes(path); err != nil {
+		return err
+	}
 	kernelDir, err := b.kernelDir(ctx, cfg)
 	if err != nil {
 		return err
@@ -192,21 +194,25 @@ func (b *Builder) pack(ctx context.Context, cfg *config, dir string) error {
 	if err := keepBoot(path, kernelDir, cfg.SerialConsole, tmp); err != nil {
 		return err
 	}
-	if err := makePerm(ctx, path, ""); err != nil {
-		return err
-	}
 	return os.Rename(tmp, dir)
 }
 
 // runMonogok writes the image to path. scratch is for what it leaves behind (the init that it made).
 func (b *Builder) runMonogok(ctx context.Context, path, scratch string) error {
-	env, err := b.packerEnv(ctx)
+	env, err := b.packerEnv(ctx, scratch)
 	if err != nil {
 		return err
 	}
+	file, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	// These paths get into the image's list of packages (sbom.json), the second one by a hash: they are the same for all.
 	cmd := exec.CommandContext(ctx, "go", "tool", "monogok", "overwrite",
-		"--config", filepath.Join(b.Root, "config.json"),
-		"--full", path, "--target_storage_bytes", fmt.Sprint(DefaultSize))
+		"--config", "/proc/self/cwd/config.json",
+		"--full", "/proc/self/fd/3", "--target_storage_bytes", fmt.Sprint(DefaultSize))
+	cmd.ExtraFiles = []*os.File{file}
 	cmd.Dir, cmd.Env = b.Root, append(env, "TMPDIR="+scratch)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
@@ -217,16 +223,22 @@ func (b *Builder) runMonogok(ctx context.Context, path, scratch string) error {
 		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 		return fmt.Errorf("monogok: %w\n%s", err, strings.Join(lines[max(0, len(lines)-logTail):], "\n"))
 	}
-	return nil
+	return file.Close()
 }
 
-// packerEnv points monogok to the password in the cache, and keeps Go's own settings where they are.
-func (b *Builder) packerEnv(ctx context.Context) ([]string, error) {
-	goenv, err := goCommand(ctx, b.Root, nil, "env", "GOENV")
+// packerEnv keeps the user's own gokrazy settings away, but Go's where they are, and the paths of sources and what git
+// says of them out of the programs.
+func (b *Builder) packerEnv(ctx context.Context, scratch string) ([]string, error) {
+	out, err := goCommand(ctx, b.Root, nil, "env", "-json", "GOENV", "GOFLAGS")
 	if err != nil {
 		return nil, err
 	}
-	return append(os.Environ(), "XDG_CONFIG_HOME="+b.configHome(), "GOENV="+strings.TrimSpace(string(goenv))), nil
+	var goenv struct{ GOENV, GOFLAGS string }
+	if err := json.Unmarshal(out, &goenv); err != nil {
+		return nil, fmt.Errorf("go env: %w", err)
+	}
+	return append(os.Environ(), "XDG_CONFIG_HOME="+scratch, "GOENV="+goenv.GOENV,
+		"GOFLAGS="+strings.TrimSpace(goenv.GOFLAGS+" -trimpath -buildvcs=false")), nil
 }
 
 // prune removes the oldest images but keeps dir.

@@ -3,6 +3,9 @@ package disk
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -132,21 +135,20 @@ func TestHash(t *testing.T) {
 		write(name, string(b))
 	}
 	const module = "github.com/duet-ft/duet"
-	write("config.json", `{"Hostname": "x", "Packages": ["`+module+`/p"], "KernelPackage": "`+module+`/k"}`)
+	write("config.json", `{"Hostname": "x", "Packages": ["`+module+`/p"], "KernelPackage": "`+module+`/k", "InternalCompatibilityFlags": {"InitPkg": "`+module+`/p"}}`)
 	write("p/main.go", "package main\n\nfunc main() {}\n")
 	for name, content := range map[string]string{"k.go": "package k\n", "vmlinuz": "k", "cmdline.txt": "", "config.txt": ""} {
 		write("k/"+name, content)
 	}
 
 	b := &Builder{Root: root}
-	password := "secret"
 	hash := func() string {
 		t.Helper()
 		cfg, err := b.readConfig()
 		if err != nil {
 			t.Fatal(err)
 		}
-		h, err := b.hash(t.Context(), cfg, password)
+		h, err := b.hash(t.Context(), cfg)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,9 +168,8 @@ func TestHash(t *testing.T) {
 		{"kernel", func() { write("k/vmlinuz", "k2") }},
 		{"kernel module", func() { write("k/lib/modules/x.ko", "m") }},
 		{"command line", func() { write("k/cmdline.txt", "ro") }},
-		{"password", func() { password = "other" }},
 		{"configuration", func() {
-			write("config.json", `{"Hostname": "y", "Packages": ["`+module+`/p"], "KernelPackage": "`+module+`/k"}`)
+			write("config.json", `{"Hostname": "y", "Packages": ["`+module+`/p"], "KernelPackage": "`+module+`/k", "InternalCompatibilityFlags": {"InitPkg": "`+module+`/p"}}`)
 		}},
 	} {
 		change.do()
@@ -177,5 +178,93 @@ func TestHash(t *testing.T) {
 			t.Errorf("%s: the hash stays although the image changes", change.name)
 		}
 		last = h
+	}
+}
+
+// TestReproducible packs the image from a copy of the sources elsewhere, at another time, and expects the same bytes.
+func TestReproducible(t *testing.T) {
+	if testing.Short() {
+		t.Skip("skipped with -short: packs an image")
+	}
+	here, err := NewBuilder(".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := &Builder{Root: filepath.Join(t.TempDir(), "elsewhere")}
+	copySources(t, there.Root, here.Root)
+	sums := map[*Builder][sha256.Size]byte{}
+	for _, b := range []*Builder{here, there} {
+		img, err := b.Build(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		data, err := os.ReadFile(img.Path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sums[b] = sha256.Sum256(data)
+		for _, secret := range []string{here.Root, there.Root} {
+			if bytes.Contains(data, []byte(secret)) {
+				t.Errorf("the image says where its sources were: %s", secret)
+			}
+		}
+	}
+	checkParts(t, here)
+	if sums[here] != sums[there] {
+		t.Errorf("two images of the same sources differ: %x, %x", sums[here], sums[there])
+	}
+}
+
+// checkParts looks at what an update takes from the image.
+func checkParts(t *testing.T, b *Builder) {
+	t.Helper()
+	img, err := b.Build(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := img.Parts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel, err := os.ReadFile(img.Kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch {
+	case !bytes.Contains(p.Boot, kernel) || !bytes.Contains(p.Boot, []byte("root=PARTUUID=")) || len(p.Boot)%unit != 0:
+		t.Errorf("%d bytes of boot file system without kernel or command line", len(p.Boot))
+	case string(p.Root[:4]) != "hsqs" || len(p.Root)%unit != 0 || string(p.MBR[510:]) != "\x55\xaa":
+		t.Errorf("%d bytes of root file system, %d of MBR", len(p.Root), len(p.MBR))
+	case !json.Valid(p.SBOM) || !bytes.Contains(p.SBOM, []byte(`"/user/hvd"`)):
+		t.Errorf("sbom.json: %.200s", p.SBOM)
+	}
+}
+
+// copySources copies what is in the module, but no hidden directory.
+func copySources(t *testing.T, to, from string) {
+	t.Helper()
+	err := filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && strings.HasPrefix(d.Name(), ".") && rel != ".":
+			return filepath.SkipDir
+		case d.IsDir():
+			return os.MkdirAll(filepath.Join(to, rel), 0o755)
+		case !d.Type().IsRegular():
+			return nil
+		}
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(to, rel), content, 0o644)
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

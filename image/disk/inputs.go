@@ -2,7 +2,6 @@ package disk
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -19,32 +18,13 @@ import (
 
 const (
 	// recipe changes whenever this package makes an image differently from the same inputs.
-	recipe = "duet image 2"
-	// initPackage is the library that monogok links into the init it makes.
-	initPackage = "github.com/gokrazy/gokrazy"
+	recipe = "duet image 4"
 	// buildTags are those that monogok builds with.
 	buildTags = "gokrazy,netgo,osusergo"
 )
 
-func (b *Builder) configHome() string { return filepath.Join(b.cache(), "config") }
-
-// password returns the web page's password, and makes it when there is none yet. It lies where monogok looks for the
-// password of a host, in a configuration directory of our own.
-func (b *Builder) password(hostname string) (string, error) {
-	path := filepath.Join(b.configHome(), "gokrazy", "hosts", hostname, "http-password.txt")
-	old, err := os.ReadFile(path)
-	if err == nil && len(strings.TrimSpace(string(old))) > 0 {
-		return strings.TrimSpace(string(old)), nil
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return "", err
-	}
-	pw := rand.Text()
-	return pw, os.WriteFile(path, []byte(pw), 0o600)
-}
+// machineFiles are what the packer takes from the machine that it runs on, where they are: CA certificates, time zone.
+var machineFiles = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/localtime"}
 
 // goPackage is what is needed of "go list -json".
 type goPackage struct {
@@ -58,14 +38,15 @@ type goPackage struct {
 }
 
 // hash digests everything that the image is made of: sources of this module by content, those of other modules by
-// go.mod and go.sum, the kernel's files, the configuration, the password and the compiler's version.
-func (b *Builder) hash(ctx context.Context, cfg *config, password string) (string, error) {
+// go.mod and go.sum, the kernel's files, the configuration, what the packer takes from this machine, and the compiler's
+// version.
+func (b *Builder) hash(ctx context.Context, cfg *config) (string, error) {
 	h := sha256.New()
 	version, err := goCommand(ctx, b.Root, nil, "env", "GOVERSION")
 	if err != nil {
 		return "", err
 	}
-	fmt.Fprintf(h, "%s\n%s%d\n%s\n", recipe, version, int64(DefaultSize), password)
+	fmt.Fprintf(h, "%s\n%s%d\n", recipe, version, int64(DefaultSize))
 	files := []string{"config.json", "go.mod", "go.sum"}
 	for i := range files {
 		files[i] = filepath.Join(b.Root, files[i])
@@ -80,6 +61,11 @@ func (b *Builder) hash(ctx context.Context, cfg *config, password string) (strin
 		return "", err
 	}
 	files = append(files, kernel...)
+	for _, f := range machineFiles {
+		if _, err := os.Stat(f); err == nil {
+			files = append(files, f)
+		}
+	}
 	for _, f := range files {
 		if err := hashFile(h, f); err != nil {
 			return "", err
@@ -92,7 +78,7 @@ func (b *Builder) hash(ctx context.Context, cfg *config, password string) (strin
 func (b *Builder) sources(ctx context.Context, cfg *config) ([]string, error) {
 	args := []string{
 		"list", "-deps", "-tags", buildTags,
-		"-json=ImportPath,Dir,Module,GoFiles,SFiles,HFiles,EmbedFiles", initPackage,
+		"-json=ImportPath,Dir,Module,GoFiles,SFiles,HFiles,EmbedFiles", cfg.InternalCompatibilityFlags.InitPkg,
 	}
 	args = append(args, cfg.GokrazyPackages...)
 	args = append(args, cfg.Packages...)

@@ -17,13 +17,15 @@ import (
 )
 
 const (
-	// bootPartition and permPartition are the numbers of the EFI system partition and of /perm, from 1.
+	// The numbers of the EFI system partition, root A and /perm, from 1.
 	bootPartition = 1
+	rootPartition = 2
 	permPartition = 4
 )
 
 // Copy makes a disk for one host: a sparse copy of the image at path whose /perm holds the given files. Keys are
 // paths relative to /perm, such as "duet/host.json". Files are readable by root only. It needs mke2fs, but not root.
+// The image itself has an empty /perm, which the host's first boot makes.
 func (i *Image) Copy(ctx context.Context, path string, perm map[string][]byte) error {
 	if err := sparse.Copy(path, i.Path, 0o600); err != nil {
 		return err
@@ -48,7 +50,7 @@ func (i *Image) Copy(ctx context.Context, path string, perm map[string][]byte) e
 	return makePerm(ctx, path, dir)
 }
 
-// makePerm makes an ext4 file system in the image's /perm partition, with the files of dir if that is not empty.
+// makePerm makes an ext4 file system in the image's /perm partition, with the files of dir.
 // A journal of the usual size is kept: hosts lose power.
 func makePerm(ctx context.Context, image, dir string) error {
 	p, err := partition(image, permPartition)
@@ -58,11 +60,8 @@ func makePerm(ctx context.Context, image, dir string) error {
 	args := []string{
 		"-q", "-F", "-t", "ext4", "-L", "perm", "-b", "4096",
 		"-E", fmt.Sprintf("offset=%d,nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0", p.start),
+		"-d", dir, image, fmt.Sprintf("%dk", p.size>>10),
 	}
-	if dir != "" {
-		args = append(args, "-d", dir)
-	}
-	args = append(args, image, fmt.Sprintf("%dk", p.size>>10))
 	out, err := exec.CommandContext(ctx, "mke2fs", args...).CombinedOutput()
 	if errors.Is(err, exec.ErrNotFound) {
 		return errors.New("mke2fs is missing: install the package e2fsprogs")

@@ -46,6 +46,9 @@ type HostConfig struct {
 	Direct *ether.Port
 	// Perm are the files on /perm, by path, such as "duet/host.json".
 	Perm map[string][]byte
+	// Flashed makes its disk that many bytes large, with the image on it as `dd` leaves it: /perm is empty, so Perm is
+	// not used, and what programs print goes nowhere but to the page. 0 means a disk with a /perm.
+	Flashed int64
 	// Cmdline is added to the kernel's command line (direct boot only).
 	Cmdline string
 	// Extra are further arguments for QEMU.
@@ -134,6 +137,9 @@ func (h *Host) IP() string { return IP(h.cfg.Number) }
 // ConsoleLog is the file with all that the host printed.
 func (h *Host) ConsoleLog() string { return filepath.Join(h.dir, "console.log") }
 
+// Disk is the file with the host's disk.
+func (h *Host) Disk() string { return h.disk }
+
 // Log is what the host's programs (netcfg, hvd, ...) have printed, all boots together, each line as "program: line".
 func (h *Host) Log() *transcript.Log { return h.syslog.log }
 
@@ -174,13 +180,13 @@ func (h *Host) Client() *http.Client {
 	}}
 }
 
-// Get reads a page of the host's gokrazy web server with the image's password.
+// Get reads a page of the host's gokrazy web server with the lab's password.
 func (h *Host) Get(ctx context.Context, path string) (status int, body []byte, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+h.IP()+path, nil)
 	if err != nil {
 		return 0, nil, err
 	}
-	req.SetBasicAuth("gokrazy", h.lab.Image.Password)
+	req.SetBasicAuth("gokrazy", h.lab.Password)
 	resp, err := h.Client().Do(req)
 	if err != nil {
 		return 0, nil, err

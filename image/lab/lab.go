@@ -1,7 +1,7 @@
 // Package lab runs hosts in QEMU for nested tests and for the demo: the built image on emulated servers, a management
 // network with DHCP and a gateway to this process, and direct links. Everything is in user space; nothing needs root.
 //
-// Used by tests and the demo. Imports image/disk and image/lab/{ether,qemu,transcript}.
+// Used by tests and the demo. Imports image/disk, image/sparse and image/lab/{ether,qemu,transcript}.
 //
 //	this process --- gateway .1 ---+            192.168.127.0/24
 //	127.0.0.1 ------ .254 (NAT) ---+--- hub ---+--- host a, NIC 0 (br0 and the VMs on it)
@@ -13,6 +13,7 @@ package lab
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/duet-ft/duet/image/disk"
 	"github.com/duet-ft/duet/image/lab/ether"
+	"github.com/duet-ft/duet/image/sparse"
 )
 
 // maxSocketPath is what a Unix socket's address holds, with room for the names in it (unix(7): 108).
@@ -33,6 +35,8 @@ type Lab struct {
 	Net *Network
 	// Image is what the hosts boot.
 	Image *disk.Image
+	// Password is that of the hosts' gokrazy page, user gokrazy.
+	Password string
 	// Report gets one line for what the watchdogs notice; nil means standard error.
 	Report func(line string)
 
@@ -72,7 +76,7 @@ func New(dir string, img *disk.Image) (*Lab, error) {
 	if err != nil {
 		return nil, errors.Join(err, os.RemoveAll(sockets))
 	}
-	return &Lab{Net: net, Image: img, dir: dir, kernel: kernel, sockets: sockets}, nil
+	return &Lab{Net: net, Image: img, Password: rand.Text(), dir: dir, kernel: kernel, sockets: sockets}, nil
 }
 
 func copyFile(dst, src string) error {
@@ -150,7 +154,8 @@ func (l *Lab) NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 		perm = map[string][]byte{}
 	}
 	perm[syslogTarget] = []byte(h.syslog.target())
-	if err := l.Image.Copy(ctx, h.disk, perm); err != nil {
+	perm["gokr-pw.txt"] = []byte(l.Password)
+	if err := l.makeDisk(ctx, h, perm); err != nil {
 		return nil, errors.Join(fmt.Errorf("disk of host %s: %w", cfg.Name, err), h.syslog.close())
 	}
 	if h.Port, err = l.Net.NewPort(cfg.Name); err != nil {
@@ -160,4 +165,15 @@ func (l *Lab) NewHost(ctx context.Context, cfg HostConfig) (*Host, error) {
 	defer l.mu.Unlock()
 	l.hosts = append(l.hosts, h)
 	return h, nil
+}
+
+// makeDisk copies the image for a host: with a /perm that has the given files, or as it is flashed.
+func (l *Lab) makeDisk(ctx context.Context, h *Host, perm map[string][]byte) error {
+	if h.cfg.Flashed == 0 {
+		return l.Image.Copy(ctx, h.disk, perm)
+	}
+	if err := sparse.Copy(h.disk, l.Image.Path, 0o600); err != nil {
+		return err
+	}
+	return os.Truncate(h.disk, h.cfg.Flashed)
 }
