@@ -32,6 +32,7 @@ type host struct {
 	console func() (net.Conn, error) // nil: the guest runs elsewhere
 	tape    []byte                   // a recording
 	drained bool
+	broken  bool // its check finds so
 	looks   int
 }
 
@@ -49,6 +50,31 @@ func (h *host) Drain(_ context.Context, on bool) (api.Host, error) {
 	h.note(fmt.Sprintf("drain %t", on))
 	h.drained = on
 	return api.Host{Name: "a", Drained: on}, nil
+}
+
+func (h *host) Pair(_ context.Context, code string) (api.Host, error) {
+	h.note("pair " + code)
+	until := time.Date(2026, 1, 2, 3, 19, 0, 0, time.UTC)
+	switch code {
+	case "":
+		return api.Host{Name: "a", Code: "4711-0815", CodeUntil: &until}, nil
+	case "4711-0815":
+		return api.Host{Name: "a", Peer: "b", Session: "no session yet to host b"}, nil
+	}
+	return api.Host{}, api.Errorf(409, "the pairing code is wrong")
+}
+
+func (h *host) Unpair(context.Context) (api.Host, error) {
+	h.note("unpair")
+	return api.Host{Name: "a"}, nil
+}
+
+func (h *host) Check(context.Context) []api.Finding {
+	list := []api.Finding{{What: "CPU", Grade: api.Fine, Line: "EPYC with SVM"}, {What: "partner", Grade: api.Missing, Line: "none"}}
+	if h.broken {
+		list = append(list, api.Finding{What: "KVM", Grade: api.Broken, Line: "no KVM:\x1b[2J there is no /dev/kvm"})
+	}
+	return list
 }
 
 func (h *host) VMs(context.Context) ([]api.VM, error) {
@@ -226,7 +252,7 @@ func TestCommands(t *testing.T) {
 		if d.Cmd != "duet" {
 			d.Fatalf(t, "there is no directive %s", d.Cmd)
 		}
-		h := &host{}
+		h := &host{broken: d.HasArg("broken")}
 		s := serve(t, h)
 		var out bytes.Buffer
 		err := run(context.Background(), append(s.flags(), strings.Fields(line)...), strings.NewReader(in), &out, io.Discard)

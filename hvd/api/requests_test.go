@@ -46,6 +46,10 @@ func TestRequests(t *testing.T) {
 		{"Host", `{"name":"a","kvm":"ok","new":1}`, func(ctx context.Context) outcome { return result(c.Host(ctx)) }, "GET /v1/host [] ", Host{Name: "a", KVM: "ok"}},
 		{"Drain", `{"name":"a","drained":true}`, func(ctx context.Context) outcome { return result(c.Drain(ctx)) }, "POST /v1/host/drain [] ", Host{Name: "a", Drained: true}},
 		{"Undrain", `{"name":"a"}`, func(ctx context.Context) outcome { return result(c.Undrain(ctx)) }, "POST /v1/host/undrain [] ", Host{Name: "a"}},
+		{"Pair", `{"name":"a","peer":"b"}`, func(ctx context.Context) outcome { return result(c.Pair(ctx, "4711-0815")) }, `POST /v1/host/pair [application/json] {"code":"4711-0815"}`, Host{Name: "a", Peer: "b"}},
+		{"ShowCode", `{"name":"a","code":"4711-0815"}`, func(ctx context.Context) outcome { return result(c.ShowCode(ctx)) }, `POST /v1/host/pair [application/json] {}`, Host{Name: "a", Code: "4711-0815"}},
+		{"Unpair", `{"name":"a"}`, func(ctx context.Context) outcome { return result(c.Unpair(ctx)) }, "POST /v1/host/unpair [] ", Host{Name: "a"}},
+		{"Check", `[{"what":"KVM","grade":"broken","line":"no"}]`, func(ctx context.Context) outcome { return result(c.Check(ctx)) }, "GET /v1/host/check [] ", []Finding{{"KVM", Broken, "no"}}},
 		{"VMs", `[{"name":"db"}]`, func(ctx context.Context) outcome { return result(c.VMs(ctx)) }, "GET /v1/vms [] ", []VM{{Name: "db"}}},
 		{
 			"VM", `{"name":"d/b","seed":{"pages":1},"counters":{"exits":2}}`, func(ctx context.Context) outcome { return result(c.VM(ctx, "d/b ?")) },
