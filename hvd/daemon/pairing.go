@@ -88,7 +88,7 @@ func (d *instance) guarded() error {
 // holding says that this host's copy follows the partner's, or is about to take over from it.
 func holding(v api.VM) bool {
 	switch v.Role {
-	case "receiving", "secondary", "diverged", "consuming", "claiming", "fencing", "seeding", "gating", "pairing", "resolving":
+	case "receiving", "secondary", "diverged", "consuming", "claiming", "fencing", "seeding", "gating", "pairing", "resolving", "pausing", "yielding":
 		return true
 	}
 	return false
