@@ -20,8 +20,8 @@ const pairingName = "pair.json"
 // whole:
 //
 //	{
-//	  "name": "duet-1a2b3c4d",
-//	  "peer": {"name": "duet-5e6f7a8b", "key": "<64 hex digits>"},
+//	  "name": "duet-1a2b3c",
+//	  "peer": {"name": "duet-5e6f7a", "key": "<64 hex digits>"},
 //	  "direct": "eth1",
 //	  "volume": {"portal": "192.0.2.1:3260", "target": "iqn.2026-01.example:duet", "lun": 0}
 //	}

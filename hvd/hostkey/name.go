@@ -15,11 +15,11 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// Name is the name of a host that was given none: "duet-" and the first 8 hex digits of its key's SHA-256. All hosts
+// Name is the name of a host that was given none: "duet-" and the first 6 hex digits of its key's SHA-256. All hosts
 // boot the same image, so only their keys tell them apart.
 func Name(key ed25519.PublicKey) string {
 	sum := sha256.Sum256(key)
-	return "duet-" + hex.EncodeToString(sum[:4])
+	return "duet-" + hex.EncodeToString(sum[:3])
 }
 
 // DefaultToken is where a host keeps the token that it made for its API because host.json names none.

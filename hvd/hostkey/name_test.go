@@ -12,7 +12,7 @@ func TestName(t *testing.T) {
 	if a, b := Name(public()), Name(public()); a == b {
 		t.Errorf("two hosts are named %s", a)
 	}
-	if got := Name(make([]byte, ed25519.PublicKeySize)); got != "duet-66687aad" {
+	if got := Name(make([]byte, ed25519.PublicKeySize)); got != "duet-66687a" {
 		t.Errorf("the host with the key of zeros is %s", got)
 	}
 }

@@ -25,7 +25,7 @@ func readScreen(t *testing.T, h *lab.Host) (s screen) {
 	defer cancel()
 	log := h.Machine().Console()
 	for what, into := range map[string]*string{
-		`Duet host (duet-[0-9a-f]{8}), version `:                  &s.name,
+		`Duet host (duet-[0-9a-f]{6}), version `:                  &s.name,
 		`^ +fingerprint +([0-9a-f]{64})`:                          &s.fingerprint,
 		`^ +token +([0-9a-z]{26})`:                                &s.token,
 		`^ +pairing code +([0-9]{4}-[0-9]{4}), until `:            &s.code,

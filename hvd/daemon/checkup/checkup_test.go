@@ -16,14 +16,14 @@ import (
 func good() Facts {
 	now := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	return Facts{
-		Name: "duet-1a2b3c4d", Version: "1.2", Addresses: []string{"192.0.2.10", "2001:db8::10"}, Port: 7443,
+		Name: "duet-1a2b3c", Version: "1.2", Addresses: []string{"192.0.2.10", "2001:db8::10"}, Port: 7443,
 		Fingerprint: strings.Repeat("ab", 32), CPU: "AMD EPYC 9354", Virtual: "SVM", Nested: true, Microcode: "0xa101148",
 		KVM: "ok", Locator: "pmu", Why: "the counters of this Zen passed the self-test", MemoryMiB: 65536,
 		NICs: []NIC{
 			{Name: "eth0", MAC: "52:54:00:00:00:01", Carrier: true, Use: "management", MTU: 1500},
-			{Name: "eth1", MAC: "52:54:00:00:00:02", Carrier: true, Use: "direct", MTU: 9000, Heard: []string{"duet-5e6f7a8b"}},
+			{Name: "eth1", MAC: "52:54:00:00:00:02", Carrier: true, Use: "direct", MTU: 9000, Heard: []string{"duet-5e6f7a"}},
 		},
-		Volume: "ok", PermFree: 900 << 20, PermSize: 1000 << 20, Now: now, Synced: true, Peer: "duet-5e6f7a8b", Session: "ok",
+		Volume: "ok", PermFree: 900 << 20, PermSize: 1000 << 20, Now: now, Synced: true, Peer: "duet-5e6f7a", Session: "ok",
 		CodeUntil: now.Add(15 * time.Minute),
 	}
 }
