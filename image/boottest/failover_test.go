@@ -57,6 +57,7 @@ func TestPair(t *testing.T) {
 		{"reads", p.readFiles},
 		{"primary killed", p.killPrimary},
 		{"console after the takeover", p.stillLoggedIn},
+		{"host replaced", p.replaceHost},
 		{"end", p.end},
 		{"recording replayed", p.replayed},
 	} {

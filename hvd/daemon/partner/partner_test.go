@@ -22,6 +22,7 @@ type testHost struct {
 
 	mu       sync.Mutex
 	peer     pairing.Side
+	nic      string
 	settings []byte
 	calls    int
 	forbid   error
@@ -29,23 +30,26 @@ type testHost struct {
 	lines    []string
 }
 
-func newTestHost(t *testing.T, name, address string, port int) *testHost {
-	h := &testHost{address: netip.MustParseAddr(address)}
+func newTestHost(t *testing.T, name, address string, port int, named ...string) *testHost {
+	h := &testHost{}
+	if address != "" {
+		h.address = netip.MustParseAddr(address)
+	}
 	var err error
 	h.Host, err = New(Config{
 		Name: name, Key: hostkey.New(), Port: port,
-		NICs:      func() []NIC { return []NIC{{Listen: h.address}} },
+		NICs:      func() []NIC { return nics(address, named) },
 		HasPeer:   func() bool { h.mu.Lock(); defer h.mu.Unlock(); return h.peer.Name != "" },
 		Forbidden: func() error { h.mu.Lock(); defer h.mu.Unlock(); return h.forbid },
 		Settings:  func() []byte { return []byte("of " + name) },
-		Pin: func(peer pairing.Side, _ string, settings []byte) error {
+		Pin: func(peer pairing.Side, nic string, settings []byte) error {
 			h.mu.Lock()
 			defer h.mu.Unlock()
 			h.calls++
 			if h.full != nil {
 				return h.full
 			}
-			h.peer, h.settings = peer, settings
+			h.peer, h.nic, h.settings = peer, nic, settings
 			return nil
 		},
 		Log: func(line string) { h.mu.Lock(); defer h.mu.Unlock(); h.lines = append(h.lines, line) },
