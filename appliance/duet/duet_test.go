@@ -33,6 +33,7 @@ type host struct {
 	tape    []byte                   // a recording
 	drained bool
 	broken  bool // its check finds so
+	paired  bool
 	looks   int
 }
 
@@ -43,7 +44,15 @@ func (h *host) note(what string) {
 }
 
 func (h *host) Host(context.Context) api.Host {
-	return api.Host{Name: "a", KVM: "ok", Volume: "ok", Trouble: "no peer: host.json names none", Key: strings.Repeat("00", 32)}
+	until := time.Date(2026, 1, 2, 3, 19, 0, 0, time.UTC)
+	state := api.Host{
+		Name: "a", KVM: "ok", Volume: "ok", Trouble: "no peer: host.json names none", Key: strings.Repeat("00", 32),
+		Code: "4711-0815", CodeUntil: &until, Heard: []api.Heard{{Name: "b", NIC: "eth1", Shows: true}},
+	}
+	if h.paired {
+		state.Peer, state.Session, state.Trouble, state.Code = "b", "no session yet to host b", "", ""
+	}
+	return state
 }
 
 func (h *host) Drain(_ context.Context, on bool) (api.Host, error) {
@@ -252,7 +261,7 @@ func TestCommands(t *testing.T) {
 		if d.Cmd != "duet" {
 			d.Fatalf(t, "there is no directive %s", d.Cmd)
 		}
-		h := &host{broken: d.HasArg("broken")}
+		h := &host{broken: d.HasArg("broken"), paired: d.HasArg("paired")}
 		s := serve(t, h)
 		var out bytes.Buffer
 		err := run(context.Background(), append(s.flags(), strings.Fields(line)...), strings.NewReader(in), &out, io.Discard)
