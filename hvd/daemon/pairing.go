@@ -108,6 +108,11 @@ func (d *instance) pin(peer pairing.Side, nic string, raw []byte) error {
 	}
 	path := hostcfg.PairingPath(d.opt.Config)
 	p := hostcfg.Pairing{Name: d.name, Peer: &hostcfg.Peer{Name: peer.Name, Key: key}, Direct: nic}
+	for _, n := range d.opt.NICs() {
+		if n.Name == nic {
+			p.DirectMAC = n.MAC
+		}
+	}
 	if old, err := hostcfg.LoadPairing(path); err == nil && old != nil {
 		p.Volume = old.Volume // a damaged file tells none
 	}

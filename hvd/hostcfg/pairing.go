@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/google/renameio/v2"
 )
@@ -22,20 +24,22 @@ const pairingName = "pair.json"
 //	{
 //	  "name": "duet-1a2b3c",
 //	  "peer": {"name": "duet-5e6f7a", "key": "<64 hex digits>"},
-//	  "direct": "eth1",
+//	  "direct": "eth1", "direct_mac": "52:54:00:d1:e7:0b",
 //	  "volume": {"portal": "192.0.2.1:3260", "target": "iqn.2026-01.example:duet", "lun": 0}
 //	}
 //
 // Its peer takes the place of host.json's, also when it has none: then the host was unpaired. The rest fills what
-// host.json leaves out. A file that is damaged counts as one without a peer, so that the host can be reached and paired
+// host.json leaves out. The direct interface is known by its hardware address, since kernels don't always give an interface the
+// same name. A file that is damaged counts as one without a peer, so that the host can be reached and paired
 // again.
 type Pairing struct {
 	// Name is the host's own, as the peer knows it.
 	Name string `json:"name,omitempty"`
 	// Peer is nil after the host was unpaired.
 	Peer *Peer `json:"peer,omitempty"`
-	// Direct is the interface on which the peer was found.
-	Direct string `json:"direct,omitempty"`
+	// Direct is the interface on which the peer was found, and DirectMAC its hardware address, six hex bytes with colons.
+	Direct    string `json:"direct,omitempty"`
+	DirectMAC string `json:"direct_mac,omitempty"`
 	// Volume is the peer's, if this host had none.
 	Volume *Volume `json:"volume,omitempty"`
 }
@@ -81,6 +85,11 @@ func ParsePairing(b []byte) (*Pairing, error) {
 	if err := (&Config{}).with(&p).check(); err != nil {
 		return nil, err
 	}
+	if p.DirectMAC != "" {
+		if mac, err := net.ParseMAC(p.DirectMAC); err != nil || mac.String() != p.DirectMAC {
+			return nil, fmt.Errorf("direct_mac %.40q is no hardware address, such as 52:54:00:d1:e7:0b", p.DirectMAC)
+		}
+	}
 	return &p, nil
 }
 
@@ -113,9 +122,26 @@ func (c *Config) with(p *Pairing) *Config {
 	return &merged
 }
 
+// renamed gives the direct interface the name that the kernel has given it this time. nics has the interfaces' names and
+// hardware addresses.
+func (p *Pairing) renamed(nics []net.Interface) {
+	is := func(i net.Interface) bool { return i.HardwareAddr.String() == p.DirectMAC }
+	same := func(i net.Interface) bool { return i.Name == p.Direct && is(i) }
+	if p.DirectMAC == "" || slices.ContainsFunc(nics, same) {
+		return
+	}
+	if i := slices.IndexFunc(nics, is); i >= 0 {
+		p.Direct = nics[i].Name
+	}
+}
+
 // paired returns c with what is in the pair.json at path.
 func (c *Config) paired(path string) *Config {
 	p, err := LoadPairing(path)
+	if p != nil {
+		nics, _ := net.Interfaces() // if they can't be listed, the name is all there is
+		p.renamed(nics)
+	}
 	switch {
 	case err != nil:
 		return c.with(&Pairing{})

@@ -1,6 +1,7 @@
 package hostcfg
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -76,6 +77,37 @@ func TestPairingIsStored(t *testing.T) {
 	}
 	if again, err := LoadPairing(path); err != nil || again.Peer == nil {
 		t.Errorf("what can't be kept replaced what was: %+v, %v", again, err)
+	}
+}
+
+func TestDirectInterfaceIsRenamed(t *testing.T) {
+	nic := func(name, mac string) net.Interface {
+		a, err := net.ParseMAC(mac)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return net.Interface{Name: name, HardwareAddr: a}
+	}
+	const x, y, z = "52:54:00:00:00:01", "52:54:00:00:00:02", "52:54:00:00:00:03"
+	for _, c := range []struct {
+		name string
+		mac  string
+		nics []net.Interface
+		want string
+	}{
+		{"as it was", y, []net.Interface{nic("eth0", x), nic("eth1", y)}, "eth1"},
+		{"exchanged", y, []net.Interface{nic("eth0", y), nic("eth1", x)}, "eth0"},
+		{"gone", y, []net.Interface{nic("eth0", x), nic("eth1", z)}, "eth1"},
+		{"shared with a virtual one", y, []net.Interface{nic("br0", y), nic("eth1", y)}, "eth1"},
+		{"not kept", "", []net.Interface{nic("eth0", y)}, "eth1"},
+	} {
+		p := Pairing{Direct: "eth1", DirectMAC: c.mac}
+		if p.renamed(c.nics); p.Direct != c.want {
+			t.Errorf("%s: %s, want %s", c.name, p.Direct, c.want)
+		}
+	}
+	if _, err := ParsePairing([]byte(`{"direct": "eth1", "direct_mac": "52:54"}`)); err == nil {
+		t.Error("half a hardware address was accepted")
 	}
 }
 
