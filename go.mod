@@ -9,6 +9,7 @@ tool (
 )
 
 require (
+	filippo.io/nistec v0.0.4
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/cockroachdb/datadriven v1.0.3
 	github.com/containers/gvisor-tap-vsock v0.8.9

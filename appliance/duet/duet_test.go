@@ -33,6 +33,8 @@ type host struct {
 	tape    []byte                   // a recording
 	drained bool
 	events  []api.Event // nil: two of its own
+	broken  bool        // its check finds so
+	paired  bool
 	looks   int
 }
 
@@ -43,7 +45,15 @@ func (h *host) note(what string) {
 }
 
 func (h *host) Host(context.Context) api.Host {
-	return api.Host{Name: "a", KVM: "ok", Volume: "ok", Trouble: "no peer: host.json names none", Key: strings.Repeat("00", 32)}
+	until := time.Date(2026, 1, 2, 3, 19, 0, 0, time.UTC)
+	state := api.Host{
+		Name: "a", KVM: "ok", Volume: "ok", Trouble: "no peer: host.json names none", Key: strings.Repeat("00", 32),
+		Code: "4711-0815", CodeUntil: &until, Heard: []api.Heard{{Name: "b", NIC: "eth1", Shows: true}},
+	}
+	if h.paired {
+		state.Peer, state.Session, state.Trouble, state.Code = "b", "no session yet to host b", "", ""
+	}
+	return state
 }
 
 func (h *host) Drain(_ context.Context, on bool) (api.Host, error) {
@@ -58,6 +68,31 @@ func (h *host) Protect(_ context.Context, name string, on bool) (api.VM, error) 
 		return api.VM{}, api.Errorf(503, "no volume: it doesn't answer")
 	}
 	return api.VM{Name: name, Unprotected: !on}, nil
+}
+
+func (h *host) Pair(_ context.Context, code string) (api.Host, error) {
+	h.note("pair " + code)
+	until := time.Date(2026, 1, 2, 3, 19, 0, 0, time.UTC)
+	switch code {
+	case "":
+		return api.Host{Name: "a", Code: "4711-0815", CodeUntil: &until}, nil
+	case "4711-0815":
+		return api.Host{Name: "a", Peer: "b", Session: "no session yet to host b"}, nil
+	}
+	return api.Host{}, api.Errorf(409, "the pairing code is wrong")
+}
+
+func (h *host) Unpair(context.Context) (api.Host, error) {
+	h.note("unpair")
+	return api.Host{Name: "a"}, nil
+}
+
+func (h *host) Check(context.Context) []api.Finding {
+	list := []api.Finding{{What: "CPU", Grade: api.Fine, Line: "EPYC with SVM"}, {What: "partner", Grade: api.Missing, Line: "none"}}
+	if h.broken {
+		list = append(list, api.Finding{What: "KVM", Grade: api.Broken, Line: "no KVM:\x1b[2J there is no /dev/kvm"})
+	}
+	return list
 }
 
 func (h *host) VMs(context.Context) ([]api.VM, error) {
@@ -246,7 +281,7 @@ func TestCommands(t *testing.T) {
 		if d.Cmd != "duet" {
 			d.Fatalf(t, "there is no directive %s", d.Cmd)
 		}
-		h := &host{}
+		h := &host{broken: d.HasArg("broken"), paired: d.HasArg("paired")}
 		s := serve(t, h)
 		var out bytes.Buffer
 		err := run(context.Background(), append(s.flags(), strings.Fields(line)...), strings.NewReader(in), &out, io.Discard)

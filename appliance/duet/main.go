@@ -29,6 +29,9 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
   host                         the host's own state
   host drain                   have all VMs leave it, and keep every copy off it, over reboots, too
   host undrain                 let VMs come to it again
+  host check                   what the host has and lacks; exit status 1 if something keeps it from working
+  host pair [CODE]             pair it with the host that shows CODE; without CODE, have it show one
+  host unpair                  have it forget its partner
   vms                          its VMs
   vm NAME                      all about one VM
   vm record NAME --out FILE [--for 60s]
@@ -99,6 +102,9 @@ var commands = map[string]command{
 	"host":             {0, 0, false, showHost},
 	"host drain":       {1, 1, false, drain},
 	"host undrain":     {1, 1, false, undrain},
+	"host check":       {1, 1, false, check},
+	"host pair":        {1, 2, false, pair},
+	"host unpair":      {1, 1, false, unpair},
 	"vms":              {0, 0, false, showVMs},
 	"vm":               {1, 1, false, showVM},
 	"vm console":       {2, 2, true, typeConsole},

@@ -39,6 +39,11 @@ func showHost(ctx context.Context, e env) error {
 		row(w, "KVM", "%s", h.KVM)
 		row(w, "volume", "%s", h.Volume)
 		row(w, "peer", "%s", h.Peer)
+		row(w, "session", "%s", h.Session)
+		row(w, "pairing code", "%s", shownCode(h))
+		for _, o := range h.Heard {
+			row(w, "heard", "host %s on %s", o.Name, o.NIC)
+		}
 		row(w, "key", "%s", h.Key)
 		if key, err := hex.DecodeString(h.Key); err == nil && len(key) == ed25519.PublicKeySize {
 			row(w, "fingerprint", "%s", api.Fingerprint(key))

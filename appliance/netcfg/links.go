@@ -69,7 +69,14 @@ func ensureLinks(r plan.Roles) error {
 		return err
 	}
 	if r.Direct != nil {
-		return ensureDirect(r.Direct.Name)
+		if err := ensureDirect(r.Direct.Name); err != nil {
+			return err
+		}
+	}
+	for _, n := range r.Others {
+		if err := ensureDirect(n.Name); err != nil {
+			return err
+		}
 	}
 	return nil
 }

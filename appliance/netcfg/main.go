@@ -1,5 +1,6 @@
 // Command netcfg sets up a host's network and keeps it so: loopback, the bridge br0 on the management NIC with its
-// address from DHCP (or from host.json), and the direct link's NIC with IPv6 link-local addresses only.
+// address from DHCP (or from host.json), and all other NICs, of which one is the direct link's, with IPv6 link-local
+// addresses only.
 //
 // Supervised by gokrazy's init in place of gokrazy's own dhcp. What to do is decided in package plan (pure); this
 // package finds interfaces, talks netlink and DHCP, and logs one line for each change. It tries for ever. hvd adds

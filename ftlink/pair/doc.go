@@ -69,8 +69,9 @@
 // acknowledged; what the primary lets go late was acknowledged, so it is known,
 // and its writes are fenced (I6). A primary that wins goes on from its own
 // state. A copy that has no state starts the VM from its disk, only when the
-// block is its own, or says PAIR and no copy with state was heard for
-// Config.Grace; then the fence comes first as well.
+// block is its own, or says PAIR with it and no copy with state was heard for
+// Config.Grace; then the fence comes first as well. A host that was replaced isn't
+// in that block: it hears neither of the two that are, and would fence one only.
 //
 // When a switchover writes its block, both copies are in the same state (I9): the
 // one that the block gives the VM leads a log that begins there, and the other one

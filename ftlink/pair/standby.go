@@ -24,7 +24,7 @@ func (m *Machine) advanceStandby() bool {
 		m.startFromDisk("starts")
 	case b.Kind == Solo && b.Owner == m.cfg.Self:
 		m.startFromDisk("restarts: this host ran the VM alone")
-	case b.Kind == Pair && alone:
+	case b.Kind == Pair && alone && b.names(m.cfg.Self):
 		m.startFromDisk("restarts: no copy with state is heard")
 	default:
 		return false

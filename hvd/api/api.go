@@ -16,6 +16,10 @@
 //	GET    /v1/host                       Host
 //	POST   /v1/host/drain                 have all VMs leave, and keep them off; Host
 //	POST   /v1/host/undrain               the end of that; Host
+//	POST   /v1/host/pair                  {"code": "..."} -> pair with the host that shows
+//	                                      that code; {} -> show a new code here; Host
+//	POST   /v1/host/unpair                forget the partner; Host
+//	GET    /v1/host/check                 []Finding
 //	GET    /v1/vms                        []VM, in the order of their names
 //	GET    /v1/vms/{name}                 VM
 //	POST   /v1/vms                        a definition (volume.Definition) -> VM
@@ -65,8 +69,10 @@ type Host struct {
 	KVM     string `json:"kvm"`            // "ok", or what is wrong in one line
 	Volume  string `json:"volume"`         // the same
 	Peer    string `json:"peer,omitempty"` // the peer's name
-	Key     string `json:"key"`            // the host's public key: peer.key in the peer's host.json
-	Locator string `json:"locator"`        // how a guest is stopped at a position
+	// Session is the hosts' own session to the peer: "ok", or what is wrong in one line; empty without a peer.
+	Session string `json:"session,omitempty"`
+	Key     string `json:"key"`     // the host's public key: peer.key in the peer's host.json
+	Locator string `json:"locator"` // how a guest is stopped at a position
 	// LocatorWhy says why it is that one, one line.
 	LocatorWhy string `json:"locator_why,omitempty"`
 	Drained    bool   `json:"drained,omitempty"` // no VM is to be on it
@@ -76,6 +82,12 @@ type Host struct {
 	// AvailableBytes is the memory that is left on the host, OpenFiles how many files all its programs hold open.
 	AvailableBytes uint64 `json:"available_bytes,omitempty"`
 	OpenFiles      uint64 `json:"open_files,omitempty"`
+
+	// Code is the pairing code that the host shows, and CodeUntil when it is over; empty if it shows none.
+	Code      string     `json:"code,omitempty"`
+	CodeUntil *time.Time `json:"code_until,omitempty"`
+	// Heard are the hosts that were heard on NICs that may be the direct one.
+	Heard []Heard `json:"heard,omitempty"`
 }
 
 // Usage is what a program takes of its host.
@@ -84,6 +96,30 @@ type Usage struct {
 	ResidentBytes uint64 `json:"resident_bytes"`
 	Files         int    `json:"files"` // file descriptors
 	Goroutines    int    `json:"goroutines"`
+}
+
+// Heard is a host that was heard on a NIC. Until it is paired, what it says of itself isn't proven.
+type Heard struct {
+	Name  string `json:"name"`
+	NIC   string `json:"nic"`
+	Shows bool   `json:"shows,omitempty"` // a pairing code
+}
+
+// Grade is how good a finding is.
+type Grade string
+
+// The grades.
+const (
+	Fine    Grade = "ok"
+	Missing Grade = "missing" // the host works, and not everything that a pair needs is there
+	Broken  Grade = "broken"  // it keeps the host from working
+)
+
+// Finding is one line of a host's check of itself.
+type Finding struct {
+	What  string `json:"what"`
+	Grade Grade  `json:"grade"`
+	Line  string `json:"line"` // what there is, or what is wrong and what to do
 }
 
 // VM is one VM as this host sees it.
@@ -192,6 +228,7 @@ const (
 	EventVolume     = "volume"     // the volume answers, or doesn't
 	EventCommand    = "command"    // what a user told the copy or the host, or why that is refused
 	EventProcess    = "process"    // a VM's process, or the host's daemon, starts or ends
+	EventPartner    = "partner"    // another host is paired with, in session, or neither any more
 )
 
 // Event is something that happened.

@@ -115,6 +115,30 @@ func (c *Client) Undrain(ctx context.Context) (h Host, err error) {
 	return h, c.call(ctx, http.MethodPost, "/v1/host/undrain", nil, &h)
 }
 
+// Pair has the host pair with the one that shows code. It returns once both have each other's key.
+func (c *Client) Pair(ctx context.Context, code string) (h Host, err error) {
+	body, err := json.Marshal(map[string]string{"code": code})
+	if err != nil {
+		return h, err
+	}
+	return h, c.call(ctx, http.MethodPost, "/v1/host/pair", body, &h)
+}
+
+// ShowCode has the host show a new pairing code, which is in the answer.
+func (c *Client) ShowCode(ctx context.Context) (h Host, err error) {
+	return h, c.call(ctx, http.MethodPost, "/v1/host/pair", []byte("{}"), &h)
+}
+
+// Unpair has the host forget its partner.
+func (c *Client) Unpair(ctx context.Context) (h Host, err error) {
+	return h, c.call(ctx, http.MethodPost, "/v1/host/unpair", nil, &h)
+}
+
+// Check returns the host's check of itself.
+func (c *Client) Check(ctx context.Context) (list []Finding, err error) {
+	return list, c.call(ctx, http.MethodGet, "/v1/host/check", nil, &list)
+}
+
 // VMs returns the VMs, sorted by name.
 func (c *Client) VMs(ctx context.Context) (list []VM, err error) {
 	return list, c.call(ctx, http.MethodGet, "/v1/vms", nil, &list)

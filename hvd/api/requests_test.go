@@ -55,6 +55,10 @@ func TestRequests(t *testing.T) {
 			"GET /v1/events [] ",
 			[]Event{{At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), What: "hvd started"}},
 		},
+		{"Pair", `{"name":"a","peer":"b"}`, func(ctx context.Context) outcome { return result(c.Pair(ctx, "4711-0815")) }, `POST /v1/host/pair [application/json] {"code":"4711-0815"}`, Host{Name: "a", Peer: "b"}},
+		{"ShowCode", `{"name":"a","code":"4711-0815"}`, func(ctx context.Context) outcome { return result(c.ShowCode(ctx)) }, `POST /v1/host/pair [application/json] {}`, Host{Name: "a", Code: "4711-0815"}},
+		{"Unpair", `{"name":"a"}`, func(ctx context.Context) outcome { return result(c.Unpair(ctx)) }, "POST /v1/host/unpair [] ", Host{Name: "a"}},
+		{"Check", `[{"what":"KVM","grade":"broken","line":"no"}]`, func(ctx context.Context) outcome { return result(c.Check(ctx)) }, "GET /v1/host/check [] ", []Finding{{"KVM", Broken, "no"}}},
 		{"VMs", `[{"name":"db"}]`, func(ctx context.Context) outcome { return result(c.VMs(ctx)) }, "GET /v1/vms [] ", []VM{{Name: "db"}}},
 		{
 			"VM", `{"name":"d/b","seed":{"pages":1},"counters":{"exits":2}}`, func(ctx context.Context) outcome { return result(c.VM(ctx, "d/b ?")) },

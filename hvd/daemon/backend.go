@@ -42,12 +42,13 @@ func (d *instance) Host(context.Context) api.Host {
 	}
 	peer := ""
 	if d.cfg.Peer != nil {
-		h.Peer = d.cfg.Peer.Name
+		h.Peer, h.Session = d.cfg.Peer.Name, d.session
 	} else {
-		peer = "no peer: host.json names none"
+		peer = "no peer: host.json names none, and the host isn't paired; see duet host pair"
 	}
+	d.pairingState(&h)
 	state := func(s string) string { return strings.TrimSuffix(s, "ok") }
-	for _, t := range []string{d.problem, d.keyProblem, state(d.kvm), state(volume), d.warning, peer, drained} {
+	for _, t := range []string{d.problem, d.keyProblem, d.pairProblem, state(d.kvm), state(volume), d.warning, peer, drained} {
 		if t != "" {
 			h.Trouble = t
 			break

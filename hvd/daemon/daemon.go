@@ -4,8 +4,9 @@
 // # Place
 //
 // The program hvd runs it, and starts itself again as "hvd vm NAME" for each VM, which is hvd/vmproc. The daemon
-// decides nothing about VMs: the two processes of a VM, one on each host, do. It imports hvd/api, hostcfg, hostkey, iscsi,
-// kvm, nexus and volume, and its own packages: define, journal, server, supervise and vmsock.
+// decides nothing about VMs: the two processes of a VM, one on each host, do. It imports ftlink/pairing, session and wire,
+// hvd/api, hostcfg, hostkey, iscsi, kvm, nexus and volume, and its own packages: checkup, define, journal, partner, server,
+// supervise and vmsock.
 //
 // # Life
 //
@@ -13,17 +14,22 @@
 //	     ^           |               |                                  ^ each 3 s, and after own changes
 //	     |           |               +-> server: API, TCP port 7443
 //	     |           |               +-> checks: KVM, until it's there
+//	     |           |               +-> partner: finds the other host and pairs with it --> pair.json, adopted at once
+//	     |           |               +-> the hosts' own session to the partner
+//	     |           |               +-> the text on the consoles
 //	     |           |               +-> collects the VMs' events
 //	     |           +-- the file was bad or missing and has changed: another instance
 //	     +-------------- looked at each 3 s
 //
-// Nothing that is missing ends it: no /perm (a key in memory), no or a bad host.json (an API on localhost), no KVM, no
-// volume. Each says so in one line in the log, once, and in the API, and is tried again.
+// Nothing that is missing ends it: no /perm (a key in memory, an API on localhost), no or a bad host.json (a name from the
+// key, a token of its own), no KVM, no volume. Each says so in one line in the log, once, and in the API, and is tried again.
 //
 // # Files
 //
 //	/perm/duet/host.json      see hvd/hostcfg
+//	/perm/duet/pair.json      the same: the partner
 //	/perm/duet/host.key       see hvd/hostkey
+//	/perm/duet/token          the same: the API's, if host.json names none
 //	/perm/duet/events.log     see journal
 //	/run/duet/<vm>/           the VM's sockets, see vmsock
 //	/run/duet/host.key        a key that is kept in memory
@@ -42,7 +48,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/duet-ft/duet/ftlink/session"
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/daemon/checkup"
 	"github.com/duet-ft/duet/hvd/daemon/journal"
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/hostkey"
@@ -56,6 +64,7 @@ const DefaultEvents = "/perm/duet/events.log"
 type Options struct {
 	Config  string // host.json; hostcfg.DefaultPath
 	Key     string // host.key; hostkey.DefaultPath
+	Token   string // the token that the host makes; hostkey.DefaultToken
 	Events  string // DefaultEvents
 	RunDir  string // /run/duet, or duet in the directory for temporary files where that isn't writable
 	Version string // of the image, for Host.Version
@@ -68,6 +77,12 @@ type Options struct {
 	Listen func(local bool) (net.Listener, error)
 	// Hardware looks at the host; it opens /dev/kvm.
 	Hardware func() (Hardware, error)
+	// NICs are the host's network interfaces, looked at each second; physical ones.
+	NICs func() []checkup.NIC
+	// Link runs the hosts' own session until ctx ends; by ftlink/session.
+	Link func(ctx context.Context, cfg session.Config) error
+	// Screen shows a text to whoever stands before the host; on its consoles.
+	Screen func(text string)
 	// Open logs in to the volume; by iSCSI.
 	Open func(ctx context.Context, l Login) (Store, error)
 
@@ -112,6 +127,7 @@ func (o *Options) defaults() {
 	}
 	set(&o.Config, hostcfg.DefaultPath)
 	set(&o.Key, hostkey.DefaultPath)
+	set(&o.Token, hostkey.DefaultToken)
 	set(&o.Events, DefaultEvents)
 	set(&o.Version, "unknown")
 	if o.Log == nil {
@@ -125,6 +141,15 @@ func (o *Options) defaults() {
 	}
 	if o.Hardware == nil {
 		o.Hardware = measure
+	}
+	if o.NICs == nil {
+		o.NICs = physicalNICs
+	}
+	if o.Link == nil {
+		o.Link = runLink
+	}
+	if o.Screen == nil {
+		o.Screen = showOnConsoles
 	}
 	if o.Open == nil {
 		o.Open = login
@@ -172,7 +197,10 @@ func Run(ctx context.Context, o Options) error {
 	})
 	defer events.Close()
 	for ctx.Err() == nil {
-		d := newInstance(o, events)
+		d, err := newInstance(o, events)
+		if err != nil {
+			return err
+		}
 		life, end := context.WithCancel(ctx)
 		var both sync.WaitGroup
 		both.Go(func() { d.watchConfig(life, end) })
@@ -215,11 +243,14 @@ func readConfig(path string) (cfg *hostcfg.Config, problem string) {
 	if err != nil {
 		return &hostcfg.Config{}, "host.json: " + api.OneLine(err.Error())
 	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return cfg, "no host.json: write " + path + " with this host's name, peer, volume and token"
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) && cfg.Peer == nil {
+		return cfg, noConfig + "write " + path + " with this host's name, peer, volume and token, or pair it with a host that has one"
 	}
 	return cfg, ""
 }
+
+// noConfig begins the line about a missing host.json.
+const noConfig = "no host.json: "
 
 // watchConfig ends the instance when a host.json that was bad or missing has changed.
 func (d *instance) watchConfig(ctx context.Context, end func()) {
@@ -236,7 +267,10 @@ func (d *instance) watchConfig(ctx context.Context, end func()) {
 			continue
 		}
 		last = now
-		if d.problem != "" {
+		d.mu.Lock()
+		anew := d.problem != ""
+		d.mu.Unlock()
+		if anew {
 			end()
 			return
 		}

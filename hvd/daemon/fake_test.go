@@ -18,8 +18,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/duet-ft/duet/ftlink/session"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/api/console"
+	"github.com/duet-ft/duet/hvd/daemon/checkup"
 	"github.com/duet-ft/duet/hvd/daemon/vmsock"
 	"github.com/duet-ft/duet/hvd/hostkey"
 	"github.com/duet-ft/duet/hvd/volume"
@@ -76,7 +78,7 @@ func fakeVM(name, dir string) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/vm", func(w http.ResponseWriter, _ *http.Request) {
-		json.NewEncoder(w).Encode(api.VM{Name: "lies", Role: "primary", Live: true, Epoch: uint64(os.Getpid())})
+		json.NewEncoder(w).Encode(api.VM{Name: "lies", Role: "primary", Live: true, Protected: name == "protected", Epoch: uint64(os.Getpid())})
 	})
 	mux.HandleFunc("GET /v1/vm/console", func(w http.ResponseWriter, _ *http.Request) { w.Write(screen.Tail()) })
 	mux.HandleFunc("GET /v1/vm/events", func(w http.ResponseWriter, _ *http.Request) {
@@ -91,6 +93,9 @@ func fakeVM(name, dir string) error {
 			fmt.Fprintln(os.Stderr, "told to "+action)
 		})
 	}
+	mux.HandleFunc("POST /v1/vm/peer", func(http.ResponseWriter, *http.Request) {
+		fmt.Fprintln(os.Stderr, "told of the peer")
+	})
 	mux.HandleFunc("POST /v1/vm/shutdown", func(http.ResponseWriter, *http.Request) {
 		fmt.Fprintln(os.Stderr, "this VM crashes")
 		os.Exit(3)
@@ -122,6 +127,10 @@ type host struct {
 	lines []string
 	news  chan struct{}
 	local []bool // for each listener that is opened
+
+	nics   []checkup.NIC
+	link   session.Config // of the hosts' own session
+	screen string         // the last text
 }
 
 const goodConfig = `{"name": "a", "peer": {"name": "b", "key": "` + peerKey + `"}, "token": "s3cret",
@@ -139,7 +148,7 @@ func newHost(t *testing.T, config string) *host {
 		h.write(t, config)
 	}
 	h.opt = Options{
-		Config: file("host.json"), Key: file("host.key"), Events: file("events.log"), RunDir: file("run"), Version: "1",
+		Config: file("host.json"), Key: file("host.key"), Events: file("events.log"), RunDir: file("run"), Version: "1", Token: file("none/token"),
 		Log: h.log,
 		Command: func(c Child) (string, []string) {
 			if c.Config != file("host.json") || filepath.Dir(c.RunDir) != file("run") || filepath.Base(c.RunDir) != c.Name {
@@ -156,6 +165,19 @@ func newHost(t *testing.T, config string) *host {
 				h.addr <- l.Addr().String()
 			}
 			return l, err
+		},
+		NICs: func() []checkup.NIC { return h.nics },
+		Link: func(ctx context.Context, cfg session.Config) error {
+			h.mu.Lock()
+			h.link = cfg
+			h.mu.Unlock()
+			<-ctx.Done()
+			return nil
+		},
+		Screen: func(text string) {
+			h.mu.Lock()
+			h.screen = text
+			h.mu.Unlock()
 		},
 		Hardware: func() (Hardware, error) { return Hardware{MemoryMiB: 1024, Locator: "trap"}, nil },
 		Open: func(_ context.Context, l Login) (Store, error) {

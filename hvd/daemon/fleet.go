@@ -101,6 +101,15 @@ func (f *fleet) dismiss(v *vm) {
 	}
 }
 
+// replace ends a VM's process; another one takes its place once it is gone.
+func (f *fleet) replace(v *vm) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.vms[v.name] == v {
+		f.dismiss(v)
+	}
+}
+
 func (f *fleet) start(v *vm) {
 	ctx, cancel := context.WithCancel(context.Background())
 	v.cancel = cancel

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/duet-ft/duet/hvd/kvm"
 	"github.com/duet-ft/duet/hvd/locate"
@@ -16,11 +17,17 @@ type Hardware struct {
 	Locator string
 	// LocatorWhy says in one line what the host's performance counters have to do with it.
 	LocatorWhy string
+	// CPU is the processor's name, Virtual "SVM", "VMX" or empty, and Nested says that it has nested page tables.
+	CPU       string
+	Virtual   string
+	Nested    bool
+	Microcode string // its version
 }
 
 // measure opens KVM and measures the memory. The memory is known with an error about KVM, too.
 func measure() (Hardware, error) {
-	var h Hardware
+	cpuinfo, _ := os.ReadFile("/proc/cpuinfo") // what it doesn't tell is told as not known
+	h := processor(cpuinfo)
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return h, fmt.Errorf("memory: %w", err)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/daemon/journal"
+	"github.com/duet-ft/duet/hvd/daemon/partner"
 	"github.com/duet-ft/duet/hvd/daemon/server"
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/hostkey"
@@ -30,15 +31,18 @@ const (
 // instance is the daemon with one host.json.
 type instance struct {
 	opt        Options
-	cfg        *hostcfg.Config
-	problem    string // of host.json, or empty
 	configText []byte
 	name       string
 	key        ed25519.PrivateKey
 	keyPath    string
 	keyProblem string
+	token      string // empty: the API is a local one
 	events     *journal.Journal
 	fleet      *fleet
+	partner    *partner.Host
+
+	pinning sync.Mutex    // held while a partner is kept or forgotten
+	relink  chan struct{} // the partner is another
 
 	// refreshing is held while definitions are read and carried out, so that an older list never follows a newer one.
 	refreshing sync.Mutex
@@ -48,30 +52,47 @@ type instance struct {
 	vacant   error
 	vacantAt time.Time
 
-	mu       sync.Mutex
-	said     map[string]string // the last line, by topic
-	hardware Hardware
-	kvm      string // "ok", or what is wrong
-	volume   *volume.Volume
-	volState string       // "ok", or what is wrong
-	online   func() error // of the session, see Store.Err
-	warning  string       // what the volume lacks
-	seen     bool         // the definitions have been read
+	mu      sync.Mutex
+	cfg     *hostcfg.Config   // replaced, never changed
+	problem string            // of host.json, or empty
+	session string            // to the partner: "ok", what is wrong, or empty without one
+	said    map[string]string // the last line, by topic
+	// pairProblem is what is wrong with pair.json, or empty.
+	pairProblem string
+	hardware    Hardware
+	kvm         string // "ok", or what is wrong
+	volume      *volume.Volume
+	volState    string       // "ok", or what is wrong
+	online      func() error // of the session, see Store.Err
+	warning     string       // what the volume lacks
+	seen        bool         // the definitions have been read
 }
 
-func newInstance(o Options, events *journal.Journal) *instance {
+func newInstance(o Options, events *journal.Journal) (*instance, error) {
 	d := &instance{
-		opt: o, events: events, wake: make(chan struct{}, 1), said: map[string]string{},
+		opt: o, events: events, wake: make(chan struct{}, 1), relink: make(chan struct{}, 1), said: map[string]string{},
 		kvm: "not looked at yet", volState: "no volume: not logged in yet",
 	}
 	d.configText, _ = os.ReadFile(o.Config) // not there: empty
 	d.cfg, d.problem = readConfig(o.Config)
-	if d.name = d.cfg.Name; d.name == "" {
-		d.name, _ = os.Hostname() // then it has none
+	if _, err := hostcfg.LoadPairing(hostcfg.PairingPath(o.Config)); err != nil {
+		d.pairProblem = "the file about this host's partner is damaged: " + api.OneLine(err.Error()) + "; pair the hosts again: duet host pair"
 	}
 	d.loadKey()
+	if d.name = d.cfg.Name; d.name == "" {
+		d.name = hostkey.Name(d.publicKey())
+	}
+	if d.token = d.cfg.Token; d.token == "" && d.keyProblem == "" {
+		var err error
+		if d.token, err = hostkey.LoadOrMakeToken(o.Token); err != nil {
+			d.token = "" // one that doesn't last would be of no use
+			d.log("no token of its own: " + err.Error())
+		}
+	}
 	d.fleet = newFleet(d)
-	return d
+	var err error
+	d.partner, err = d.newPartner()
+	return d, err
 }
 
 // loadKey finds or makes the host's key.
@@ -129,7 +150,7 @@ func (d *instance) keep(list ...api.Event) {
 func (d *instance) run(ctx context.Context) {
 	d.log(fmt.Sprintf("host %s, version %s, key %s", d.name, d.opt.Version, hex.EncodeToString(d.publicKey())))
 	d.log("API key fingerprint " + api.Fingerprint(d.publicKey()))
-	for _, p := range []string{d.problem, d.keyProblem} {
+	for _, p := range []string{d.problem, d.keyProblem, d.pairProblem} {
 		if p != "" {
 			d.log(p)
 		}
@@ -140,6 +161,9 @@ func (d *instance) run(ctx context.Context) {
 	if !d.checkHardware() {
 		all.Go(func() { d.keepHardware(ctx) })
 	}
+	all.Go(func() { d.partner.Run(ctx) })
+	all.Go(func() { d.keepLink(ctx) })
+	all.Go(func() { d.keepScreen(ctx) })
 	all.Go(func() { d.keepVolume(ctx) })
 	all.Go(func() {
 		for sleep(ctx, collectEvery, nil) {
@@ -157,16 +181,16 @@ func (d *instance) serve(ctx context.Context) {
 		d.log(err.Error())
 		return
 	}
-	local := d.cfg.Token == ""
+	local := d.token == ""
 	for {
 		l, err := d.opt.Listen(local)
 		if err == nil {
 			line := "API on " + l.Addr().String()
 			if local {
-				line += " only, because host.json names no token"
+				line += " only, because host.json names no token and there is none of its own"
 			}
 			d.say("api", line)
-			err = server.Serve(ctx, l, server.Config{Certificate: cert, Token: d.cfg.Token, Backend: d, Log: d.log})
+			err = server.Serve(ctx, l, server.Config{Certificate: cert, Token: d.token, Backend: d, Log: d.log})
 		}
 		if ctx.Err() != nil {
 			return

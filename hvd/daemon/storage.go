@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/iscsi"
 	"github.com/duet-ft/duet/hvd/nexus"
 	"github.com/duet-ft/duet/hvd/volume"
@@ -60,18 +61,14 @@ func login(ctx context.Context, l Login) (Store, error) {
 
 // keepVolume logs in, opens the volume and watches it, and begins anew when that fails.
 func (d *instance) keepVolume(ctx context.Context) {
-	switch {
-	case d.cfg.Volume == nil:
-		d.setVolume(nil, "no volume: host.json names none", "")
-		<-ctx.Done()
-		return
-	case d.cfg.Name == "":
-		d.setVolume(nil, "no volume: host.json has no name, and the peer would log in by the same one; add a \"name\"", "")
-		<-ctx.Done()
-		return
-	}
 	for ctx.Err() == nil {
-		store, v, warning, err := d.open(ctx)
+		cfg := d.config()
+		if why := unnamed(cfg); why != "" { // until the host is paired
+			d.setVolume(nil, why, "")
+			sleep(ctx, d.opt.Retry, d.wake)
+			continue
+		}
+		store, v, warning, err := d.open(ctx, cfg)
 		if err != nil {
 			d.setVolume(nil, "no volume: "+api.OneLine(err.Error()), "")
 			sleep(ctx, d.opt.Retry, nil)
@@ -90,9 +87,20 @@ func (d *instance) keepVolume(ctx context.Context) {
 	}
 }
 
+// unnamed says what is missing to log in with, or "".
+func unnamed(cfg *hostcfg.Config) string {
+	switch {
+	case cfg.Volume == nil:
+		return "no volume: host.json names none"
+	case cfg.Name == "":
+		return "no volume: host.json has no name, and the peer would log in by the same one; add a \"name\""
+	}
+	return ""
+}
+
 // open logs in and opens the volume. Only one that is Duet's is joined: a reservation would keep others from theirs.
-func (d *instance) open(ctx context.Context) (store Store, v *volume.Volume, warning string, err error) {
-	store, err = d.opt.Open(ctx, Login{*d.cfg.Volume, d.cfg.Name, func(line string) { d.log("volume: " + line) }})
+func (d *instance) open(ctx context.Context, cfg *hostcfg.Config) (store Store, v *volume.Volume, warning string, err error) {
+	store, err = d.opt.Open(ctx, Login{*cfg.Volume, cfg.Name, func(line string) { d.log("volume: " + line) }})
 	if err != nil {
 		return store, nil, "", err
 	}

@@ -1,5 +1,5 @@
-// Package hostcfg reads host.json, the one file that tells a host who it is: its name, its peer, the shared volume
-// and its network interfaces.
+// Package hostcfg reads host.json, the file in which its user tells a host who it is: its name, its peer, the shared volume
+// and its network interfaces. It also keeps pair.json, what the host learned by being paired (see Pairing).
 //
 // Used by hvd (name, peer, volume, token) and by appliance/netcfg (interfaces, static addresses). Imports nothing
 // of ours.
@@ -114,9 +114,17 @@ type Static struct {
 	DNS []netip.Addr `json:"dns,omitempty"`
 }
 
-// Load reads and checks the file at path. A file that does not exist is no error: it gives the zero Config. Every
-// error is one line that names the file and the field.
+// Load reads and checks the file at path, and adds what the host learned by being paired (see Pairing). A file that does
+// not exist is no error: it gives the zero Config. Every error is one line that names the file and the field.
 func Load(path string) (*Config, error) {
+	c, err := load(path)
+	if err != nil {
+		return nil, err
+	}
+	return c.paired(PairingPath(path)), nil
+}
+
+func load(path string) (*Config, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &Config{}, nil

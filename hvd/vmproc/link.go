@@ -75,7 +75,7 @@ func (h *handler) Heartbeat(path session.Path, payload []byte) {
 
 // Trouble is for people; a host that has no peer has none.
 func (h *handler) Trouble(err error) {
-	if p := (*Process)(h); p.host.Peer != nil {
+	if p := (*Process)(h); p.tie.Load().peer != nil {
 		p.say("link: " + err.Error())
 	}
 }

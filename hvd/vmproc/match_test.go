@@ -140,6 +140,7 @@ func TestBeginSeedRefuses(t *testing.T) {
 		def:  volume.Definition{Name: "db", MemoryMiB: 64},
 		own:  good, inputs: make(chan pair.Input, 8),
 	}
+	p.tie.Store(&tie{peer: p.host.Peer})
 	other := good
 	other.CPU, other.Leaves = "Intel Xeon 8370C", "112233445566"
 	const line = "host b can't protect the VM: its CPU is AMD EPYC 7313P, host a's is Intel Xeon 8370C; a pair needs two of the same model"

@@ -109,14 +109,15 @@ func (p *Process) complain(err error) {
 
 // fence shuts the other host's copy of this VM out of the volume.
 func (p *Process) fence(ctx context.Context) {
-	if p.host.Peer == nil {
+	peer := p.tie.Load().peer
+	if peer == nil {
 		p.post(pair.FenceDone{})
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, arbiterTimeout)
 	defer cancel()
 	err := p.session.Fence(ctx, iscsi.Port{
-		Initiator: nexus.Initiator(p.host.Peer.Name), ISID: nexus.ISID(p.def.Slot),
+		Initiator: nexus.Initiator(peer.Name), ISID: nexus.ISID(p.def.Slot),
 	})
 	p.post(pair.FenceDone{Err: err})
 }

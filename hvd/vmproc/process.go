@@ -103,16 +103,18 @@ type Process struct {
 	disks   []*volume.DiskIO
 	arbiter *arbiter.Executor
 	pair    *pair.Machine
-	link    *session.Link
-	pulse   *pulse
-	laggard lockstep.Laggard // the loop's
-	moving  moving
-	inputs  chan pair.Input
-	later   chan func(context.Context) // run by the loop
-	begun   time.Time
-	ending  bool               // the loop ends after this step
-	booting context.CancelFunc // stops a boot under way, or nil
-	toSeed  *pair.Seed         // a state transfer that waits for the boot
+	tie     atomic.Pointer[tie]
+	// incarnation is this process' number in the protocol.
+	incarnation uint64
+	pulse       *pulse
+	laggard     lockstep.Laggard // the loop's
+	moving      moving
+	inputs      chan pair.Input
+	later       chan func(context.Context) // run by the loop
+	begun       time.Time
+	ending      bool               // the loop ends after this step
+	booting     context.CancelFunc // stops a boot under way, or nil
+	toSeed      *pair.Seed         // a state transfer that waits for the boot
 
 	mu       sync.Mutex
 	conn     *session.Conn
@@ -165,15 +167,11 @@ func Main(ctx context.Context, opt Options) error {
 	if err := p.open(ctx); err != nil {
 		return err
 	}
-	stopped := make(chan struct{})
 	ctx, cancel := context.WithCancel(ctx)
-	go func() {
-		defer close(stopped)
-		p.link.Run(ctx)
-	}()
+	p.tie.Load().run(ctx)
 	defer func() {
 		cancel()
-		<-stopped
+		<-p.tie.Load().done
 	}()
 	go p.pulse.run(ctx)
 	api, err := p.serve(ctx)
@@ -300,16 +298,6 @@ func (p *Process) openPair() error {
 	}
 	p.arbiter.VM = uuid
 	self := p.key.Public().(ed25519.PublicKey)
-	// A host without a peer runs its VMs alone: its peer is one that never
-	// answers, with a key that nobody has.
-	nobody := sha256.Sum256(append([]byte("no peer of "), self...))
-	peer := session.Peer{Name: "~none", Key: ed25519.NewKeyFromSeed(nobody[:]).Public().(ed25519.PublicKey)}
-	if c := p.host.Peer; c != nil {
-		peer.Name = c.Name
-		if peer.Key, err = c.PublicKey(); err != nil {
-			return err
-		}
-	}
 	level := pair.LevelVerified
 	if p.def.Output == volume.OutputReceived {
 		level = pair.LevelReceived
@@ -318,30 +306,23 @@ func (p *Process) openPair() error {
 	if _, err := rand.Read(seed[:]); err != nil {
 		return err
 	}
-	incarnation := binary.LittleEndian.Uint64(seed[:]) | 1
-	cfg := pair.Config{Self: hostID(self), Peer: hostID(peer.Key), VM: uuid, Level: level, Heartbeat: heartbeat}
+	p.incarnation = binary.LittleEndian.Uint64(seed[:]) | 1
+	first, err := p.newTie(p.host)
+	if err != nil {
+		return err
+	}
+	p.tie.Store(first)
+	cfg := pair.Config{Self: hostID(self), Peer: hostID(first.with.Key), VM: uuid, Level: level, Heartbeat: heartbeat}
 	if vcpu.UnderTCG() {
 		cfg.SuspectAfter, cfg.LinkPatience = emulatedSuspect, emulatedPatience
 	}
-	p.pair, err = pair.New(cfg, incarnation)
+	p.pair, err = pair.New(cfg, p.incarnation)
 	if err != nil {
 		return err
 	}
 	p.role = p.pair.Role()
-	direct := session.PathConfig{Interface: p.host.Direct}
-	if direct.Interface == "" {
-		direct.Interface = "eth1"
-	}
-	p.link, err = session.New(session.Config{
-		Self: session.Identity{Name: p.host.Name, Key: p.key}, Peer: peer,
-		Slot: p.def.Slot, VM: p.def.UUID, Incarnation: incarnation,
-		Direct: direct, Management: session.PathConfig{Interface: bridge},
-		Handler: (*handler)(p),
-	})
-	if err != nil {
-		return err
-	}
-	p.pulse = &pulse{send: p.link.SendHeartbeat, say: p.say, begun: p.begun}
+	beat := func(b []byte) error { return p.tie.Load().link.SendHeartbeat(b) }
+	p.pulse = &pulse{send: beat, say: p.say, begun: p.begun}
 	return nil
 }
 

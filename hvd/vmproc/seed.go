@@ -135,7 +135,8 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 	g.carrier = conn
 	ctx, g.seeding = context.WithCancel(ctx)
 	go func() {
-		before := p.link.Stats().BytesOut
+		link := p.tie.Load().link
+		before := link.Stats().BytesOut
 		stats, err := p.sendSeed(ctx, conn, g, seed)
 		if err != nil {
 			if ctx.Err() == nil {
@@ -147,7 +148,7 @@ func (p *Process) startSeed(ctx context.Context, seed pair.Seed) {
 			return
 		}
 		done := &api.Seed{
-			Pages: stats.Pages, Known: stats.Known, Used: stats.Used, Rounds: stats.Rounds, Bytes: p.link.Stats().BytesOut - before,
+			Pages: stats.Pages, Known: stats.Known, Used: stats.Used, Rounds: stats.Rounds, Bytes: link.Stats().BytesOut - before,
 			TotalMS: ms(stats.Total), PauseMS: ms(stats.Pause),
 		}
 		p.mu.Lock()
@@ -252,8 +253,8 @@ func (p *Process) beginSeed(from uint64, c *session.Conn, s seedHeader) error {
 // unfit says in one line why this host can't take a state transfer, "" if it can.
 func (p *Process) unfit(s seedHeader) string {
 	peer := ""
-	if p.host.Peer != nil {
-		peer = p.host.Peer.Name
+	if other := p.tie.Load().peer; other != nil {
+		peer = other.Name
 	}
 	if line := mismatch(p.host.Name, p.own, peer, s.Host); line != "" {
 		return line

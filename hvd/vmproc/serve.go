@@ -48,6 +48,7 @@ func (p *Process) serve(ctx context.Context) (*http.Server, error) {
 			answer(w, p.status())
 		})
 	}
+	mux.HandleFunc("POST /v1/vm/peer", p.servePeer)
 	mux.HandleFunc("POST /v1/vm/shutdown", p.serveShutdown)
 	mux.HandleFunc("POST /v1/vm/switchover", p.serveMove(pair.Switchover))
 	mux.HandleFunc("POST /v1/vm/test-failover", p.serveMove(pair.TestFailover))
@@ -134,7 +135,7 @@ func (p *Process) status() api.VM {
 		s.Output = volume.OutputVerified
 	}
 	if p.conn != nil {
-		s.LinkMS, s.EchoMS = ms(p.conn.RoundTrip()), ms(p.link.EchoTime())
+		s.LinkMS, s.EchoMS = ms(p.conn.RoundTrip()), ms(p.tie.Load().link.EchoTime())
 	}
 	g := p.guest
 	if g == nil || g.engine == nil {

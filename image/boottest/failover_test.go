@@ -59,6 +59,7 @@ func TestPair(t *testing.T) {
 		{"cells of the matrix", p.quickCells},
 		{"primary killed", p.killPrimary},
 		{"console after the takeover", p.stillLoggedIn},
+		{"host replaced", p.replaceHost},
 		{"end", p.end},
 		{"recording replayed", p.replayed},
 	} {

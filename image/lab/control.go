@@ -59,7 +59,7 @@ func (h *Host) KillProgram(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	req.SetBasicAuth("gokrazy", h.lab.Image.Password)
+	req.SetBasicAuth("gokrazy", h.lab.Password)
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.AddCookie(&http.Cookie{Name: xsrfCookie, Value: "1"})
 	client := h.Client()

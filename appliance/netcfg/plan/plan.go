@@ -6,6 +6,7 @@
 //
 //	management NIC --- br0 (address, default route, IPv6 by SLAAC) --- taps of VMs (hvd adds them)
 //	direct NIC ------- IPv6 link-local only, MTU up to 9000, no router advertisements
+//	other NICs ------- the same: hvd looks for a partner on them, and finds out which one is direct
 package plan
 
 import (
@@ -40,6 +41,8 @@ type Roles struct {
 	Management NIC
 	// Direct is the NIC that is cabled to the peer; nil if the host has none.
 	Direct *NIC
+	// Others are set up like the direct one, because the peer may turn out to be on any of them.
+	Others []NIC
 }
 
 // Assign gives the NICs their roles: those that cfg names, else the first in bus order for management and the next
@@ -83,7 +86,11 @@ func Assign(nics []NIC, cfg *hostcfg.Config) (Roles, error) {
 		r.Management, rest = rest[0], rest[1:]
 	}
 	if r.Direct == nil && len(rest) > 0 {
-		r.Direct = &rest[0]
+		n := rest[0]
+		r.Direct, rest = &n, rest[1:]
+	}
+	if len(rest) > 0 {
+		r.Others = rest
 	}
 	return r, nil
 }

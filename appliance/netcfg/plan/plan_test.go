@@ -25,13 +25,15 @@ func TestAssign(t *testing.T) {
 		nics               []NIC
 		cfg                hostcfg.Config
 		management, direct string
+		others             string
 		err                string
 	}{
 		{name: "one", nics: nics("eth0"), management: "eth0"},
 		{name: "two", nics: nics("eth1", "eth0"), management: "eth0", direct: "eth1"},
 		{name: "ten before two by name length", nics: nics("eth10", "eth2"), management: "eth2", direct: "eth10"},
 		{name: "bus before name", nics: nics("eth0@0000:03:00.0", "eth1@0000:02:00.0"), management: "eth1", direct: "eth0"},
-		{name: "named", nics: nics("eth0", "eth1", "eth2"), cfg: hostcfg.Config{Management: "eth2"}, management: "eth2", direct: "eth0"},
+		{name: "named", nics: nics("eth0", "eth1", "eth2"), cfg: hostcfg.Config{Management: "eth2"}, management: "eth2", direct: "eth0", others: "eth1"},
+		{name: "four", nics: nics("eth0", "eth1", "eth2", "eth3"), cfg: hostcfg.Config{Direct: "eth2"}, management: "eth0", direct: "eth2", others: "eth1, eth3"},
 		{name: "direct named", nics: nics("eth0", "eth1"), cfg: hostcfg.Config{Direct: "eth0"}, management: "eth1", direct: "eth0"},
 		{name: "none", err: "no network interface is left for management (found: none)"},
 		{name: "only direct", nics: nics("eth0"), cfg: hostcfg.Config{Direct: "eth0"}, err: "left for management (found: eth0)"},
@@ -53,8 +55,12 @@ func TestAssign(t *testing.T) {
 			if r.Direct != nil {
 				direct = r.Direct.Name
 			}
-			if r.Management.Name != c.management || direct != c.direct {
-				t.Errorf("management %s, direct %q; want %s, %q", r.Management.Name, direct, c.management, c.direct)
+			others := ""
+			if len(r.Others) > 0 {
+				others = names(r.Others)
+			}
+			if r.Management.Name != c.management || direct != c.direct || others != c.others {
+				t.Errorf("management %s, direct %q, others %q; want %s, %q, %q", r.Management.Name, direct, others, c.management, c.direct, c.others)
 			}
 		})
 	}

@@ -58,6 +58,11 @@ type Backend interface {
 	Host(ctx context.Context) api.Host
 	// Drain has all VMs leave the host and keeps them off, or ends that.
 	Drain(ctx context.Context, on bool) (api.Host, error)
+	// Pair pairs the host with the one that shows code, and without a code shows one here.
+	Pair(ctx context.Context, code string) (api.Host, error)
+	// Unpair forgets the partner.
+	Unpair(ctx context.Context) (api.Host, error)
+	Check(ctx context.Context) []api.Finding
 	VMs(ctx context.Context) ([]api.VM, error)
 	VM(ctx context.Context, name string) (api.VM, error)
 	Create(ctx context.Context, definition []byte) (api.VM, error)
@@ -136,6 +141,9 @@ func Handler(cfg Config) http.Handler {
 	mux.HandleFunc("GET /v1/host", h.host)
 	mux.HandleFunc("POST /v1/host/drain", h.drain(true))
 	mux.HandleFunc("POST /v1/host/undrain", h.drain(false))
+	mux.HandleFunc("POST /v1/host/pair", h.pair)
+	mux.HandleFunc("POST /v1/host/unpair", h.unpair)
+	mux.HandleFunc("GET /v1/host/check", h.check)
 	mux.HandleFunc("GET /v1/vms", h.vms)
 	mux.HandleFunc("POST /v1/vms", h.create)
 	mux.HandleFunc("GET /v1/vms/{name}", h.vm)
@@ -154,7 +162,7 @@ func Handler(cfg Config) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if cfg.Token != "" && !authorized(r, want) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			api.WriteError(w, api.Errorf(http.StatusUnauthorized, "wrong or missing token: it is the one in the host's host.json"))
+			api.WriteError(w, api.Errorf(http.StatusUnauthorized, "wrong or missing token: it is the one in the host's host.json, or the one on its screen"))
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)

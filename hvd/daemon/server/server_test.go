@@ -54,6 +54,20 @@ func (f *fake) Protect(_ context.Context, name string, on bool) (api.VM, error) 
 	return api.VM{Name: name, Unprotected: true}, nil
 }
 
+func (f *fake) Pair(_ context.Context, code string) (api.Host, error) {
+	f.note("pair %s", code)
+	return api.Host{Name: "a", Peer: "b"}, nil
+}
+
+func (f *fake) Unpair(context.Context) (api.Host, error) {
+	f.note("unpair")
+	return api.Host{}, api.Errorf(http.StatusConflict, "host a has no partner")
+}
+
+func (f *fake) Check(context.Context) []api.Finding {
+	return []api.Finding{{What: "KVM", Grade: api.Fine, Line: "there"}}
+}
+
 func (f *fake) VMs(context.Context) ([]api.VM, error) { return []api.VM{{Name: "db"}}, nil }
 
 func (f *fake) VM(_ context.Context, name string) (api.VM, error) {
