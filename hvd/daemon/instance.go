@@ -48,6 +48,10 @@ type instance struct {
 	vacant   error
 	vacantAt time.Time
 
+	// When the metadata was last looked at for damage, and what was found then, by line: whether it can be repaired; keepVolume's.
+	tended  time.Time
+	suspect map[string]bool
+
 	mu       sync.Mutex
 	said     map[string]string // the last line, by topic
 	hardware Hardware

@@ -135,6 +135,7 @@ func (d *instance) watch(ctx context.Context, store Store, v *volume.Volume, war
 			return
 		}
 		d.setVolume(v, state, warning)
+		d.tend(ctx, v)
 		if !sleep(ctx, d.opt.Poll, d.wake) {
 			return
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/duet-ft/duet/hvd/iscsi"
 )
@@ -75,15 +74,21 @@ func (v *Volume) Rollback(ctx context.Context) error {
 	if _, _, err := v.load(ctx); err == nil || !errors.Is(err, ErrDamaged) {
 		return err
 	}
-	h, err := v.takeLock(ctx)
+	h, err := v.takeLock(ctx, true)
 	if err != nil {
 		return err
 	}
-	d, slot, err := v.newest(ctx)
+	s, err := v.readSlots(ctx)
+	if err != nil {
+		return err
+	}
+	d := definitions{}
+	slot, err := s.newest()
 	if err == nil {
+		d = s.copies[slot]
 		// Past the generation of the lock block, so that they hold again.
 		d.generation = max(d.generation, h.record.generation)
-		err = v.commit(ctx, h, &d, 1-slot)
+		err = v.commit(ctx, h, &d, slot)
 	}
 	v.giveLock(ctx, h, max(d.generation, h.record.generation))
 	return err
@@ -91,14 +96,15 @@ func (v *Volume) Rollback(ctx context.Context) error {
 
 // update is the state that an update works on.
 type update struct {
-	vms   []Definition
-	table *table
+	vms     []Definition
+	table   *table
+	rewrite bool // the table, though it doesn't change
 }
 
 // update runs change under the lock and commits; see the package comment for
 // the order.
 func (v *Volume) update(ctx context.Context, change func(*update) error) error {
-	h, err := v.takeLock(ctx)
+	h, err := v.takeLock(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -117,7 +123,11 @@ func (v *Volume) locked(ctx context.Context, h *holding, change func(*update) er
 	if err != nil {
 		return d, err
 	}
-	t, err := readTable(ctx, v.b)
+	both, err := readTables(ctx, v.b)
+	if err != nil {
+		return d, err
+	}
+	t, stale, err := both.use()
 	if err != nil {
 		return d, err
 	}
@@ -129,46 +139,25 @@ func (v *Volume) locked(ctx context.Context, h *holding, change func(*update) er
 	if err := change(u); err != nil {
 		return d, err
 	}
-	if err := h.check(v); err != nil {
+	if err := h.check(ctx, v); err != nil {
 		return d, err
 	}
-	if t.fromBackup || *t != before {
+	if stale || u.rewrite || *t != before {
 		if err := writeTable(ctx, v.b, t); err != nil {
 			return d, err
 		}
 	}
 	next := definitions{generation: d.generation, vms: u.vms}
-	if err := v.commit(ctx, h, &next, 1-slot); err != nil {
-		return d, err
+	if err := v.commit(ctx, h, &next, slot); err != nil {
+		return next, err
 	}
 	if !t.keep(v.id, next.vms) {
 		return next, nil
 	}
-	if err := h.check(v); err != nil {
+	if err := h.check(ctx, v); err != nil {
 		return next, err
 	}
 	return next, writeTable(ctx, v.b, t)
-}
-
-// commit writes d with the next generation into a slot.
-func (v *Volume) commit(ctx context.Context, h *holding, d *definitions, slot int) error {
-	next := *d
-	next.generation++
-	b, err := next.encode()
-	if err != nil {
-		return err
-	}
-	if err := h.check(v); err != nil {
-		return err
-	}
-	if err := v.b.Write(ctx, v.lba(slotAt[slot]), b); err != nil {
-		return err
-	}
-	if err := v.b.Sync(ctx); err != nil {
-		return err
-	}
-	*d = next
-	return nil
 }
 
 // keep drops disk partitions that no VM owns, and says whether it did.
@@ -186,104 +175,4 @@ func (t *table) keep(volume GUID, vms []Definition) (dropped bool) {
 		}
 	}
 	return dropped
-}
-
-// holding is the lock while it is ours.
-type holding struct {
-	record lockRecord
-	since  time.Time
-}
-
-// check ends an update that took too long: another host may have the lock by
-// now.
-func (h *holding) check(v *Volume) error {
-	if took := time.Since(h.since); took > v.lease {
-		return fmt.Errorf("change of the VM definitions took %v and was given up; the volume is too slow", took.Round(time.Second))
-	}
-	return nil
-}
-
-func (v *Volume) readLock(ctx context.Context) (lockRecord, error) {
-	_, bs := v.b.Capacity()
-	b := make([]byte, bs)
-	if err := v.b.Read(ctx, v.lba(lockAt), b); err != nil {
-		return lockRecord{}, err
-	}
-	return decodeLock(b)
-}
-
-// takeLock waits for the lock on the definitions, and takes it over from a dead
-// owner.
-func (v *Volume) takeLock(ctx context.Context) (*holding, error) {
-	tick := time.NewTicker(v.poll)
-	defer tick.Stop()
-	nonce := randomGUID()
-	var seen lockRecord
-	var since time.Time
-	start := time.Now()
-	tried := start // when the first COMPARE AND WRITE was issued
-	for {
-		l, err := v.readLock(ctx)
-		if err != nil && ctx.Err() != nil && !since.IsZero() {
-			return nil, fmt.Errorf("%w (%s): %w", ErrBusy, seen.owner, ctx.Err())
-		}
-		if err != nil {
-			return nil, err
-		}
-		now := time.Now()
-		if l != seen || since.IsZero() {
-			seen, since = l, now
-		}
-		if l.nonce == nonce { // a COMPARE AND WRITE whose answer was lost
-			return &holding{l, tried}, nil
-		}
-		if l.nonce == (GUID{}) || now.Sub(since) > v.steal {
-			if tried.Equal(start) {
-				tried = now
-			}
-			next := lockRecord{l.generation, nonce, v.host[:min(len(v.host), 64)]}
-			swapped, err := v.swapLock(ctx, l, next)
-			if swapped {
-				return &holding{next, now}, nil
-			}
-			if err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {
-				return nil, err
-			}
-			if err == nil {
-				continue // somebody else was faster
-			}
-		}
-		if now.Sub(start) > 3*v.steal {
-			return nil, fmt.Errorf("%w (%s)", ErrBusy, l.owner)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w (%s): %w", ErrBusy, l.owner, ctx.Err())
-		}
-	}
-}
-
-// giveLock sets the lock free. When that fails, the update holds all the same,
-// and others have to wait until the lock expires.
-func (v *Volume) giveLock(ctx context.Context, h *holding, generation uint64) {
-	// Also when ctx is cancelled.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.lease)
-	defer cancel()
-	for range 5 {
-		// After an unknown outcome the lock is free, ours, or somebody else's:
-		// another try harms nobody.
-		if _, err := v.swapLock(ctx, h.record, lockRecord{generation: generation}); !errors.Is(err, iscsi.ErrUnknownOutcome) {
-			return
-		}
-	}
-}
-
-func (v *Volume) swapLock(ctx context.Context, from, to lockRecord) (bool, error) {
-	_, bs := v.b.Capacity()
-	swapped, err := v.b.CompareAndWrite(ctx, v.lba(lockAt), from.encode(bs), to.encode(bs))
-	if errors.Is(err, iscsi.ErrUnsupported) {
-		err = fmt.Errorf("volume's target lacks COMPARE AND WRITE, which Duet needs: %w", err)
-	}
-	return swapped, err
 }

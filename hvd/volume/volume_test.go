@@ -396,71 +396,6 @@ func TestTwoWriters(t *testing.T) {
 	}
 }
 
-// TestDamage flips sectors: damage is found, and never taken for definitions.
-func TestDamage(t *testing.T) {
-	ctx := t.Context()
-	m := newMemory(t, 512)
-	v := open(t, m.Session("a"))
-	_, err := v.Create(ctx, vm("one", 10)) // generation 2, slot 0
-	must(t, err)
-	_, err = v.Create(ctx, vm("two", 10)) // generation 3, slot 1
-	must(t, err)
-	flip := func(lba uint64, at int) (undo func()) {
-		s := m.Session("flip")
-		p, old := make([]byte, 512), make([]byte, 512)
-		must(t, s.Read(ctx, lba, old))
-		copy(p, old)
-		p[at] ^= 0x10
-		must(t, s.Write(ctx, lba, p))
-		return func() { must(t, s.Write(ctx, lba, old)) }
-	}
-	for _, c := range []struct {
-		name string
-		lba  uint64
-		at   int
-		want string // part of the error; empty: no harm
-	}{
-		{"newest header", v.lba(slotAt[1]), 17, "of generation 2 are intact"},
-		{"newest JSON", v.lba(slotAt[1] + slotHeader), 40, "of generation 2 are intact"},
-		{"older JSON", v.lba(slotAt[0] + slotHeader), 40, ""},
-		{"superblock", v.lba(superblockAt), 30, "superblock is damaged"},
-		{"lock", v.lba(lockAt), 9, "lock block is damaged"},
-		{"GPT header", 1, 60, ""},
-		{"GPT entries", 2, 33, ""},
-		{"GPT backup", m.blocks - 1, 60, ""},
-	} {
-		undo := flip(c.lba, c.at)
-		_, err := Open(ctx, m.Session("b"))
-		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%s: got %v, want %q", c.name, err, c.want)
-		}
-		if err != nil && !errors.Is(err, ErrDamaged) {
-			t.Errorf("%s: %v isn't ErrDamaged", c.name, err)
-		}
-		undo()
-	}
-	// both copies
-	undo0, undo1 := flip(v.lba(slotAt[0]+slotHeader), 9), flip(v.lba(slotAt[1]+slotHeader), 9)
-	if _, err := v.Definitions(ctx); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "both copies") {
-		t.Errorf("both copies: %v", err)
-	}
-	undo0()
-	// a person decides to go back to generation 2
-	if _, err := v.Create(ctx, vm("three", 10)); !errors.Is(err, ErrDamaged) {
-		t.Errorf("update of damaged definitions: %v", err)
-	}
-	must(t, v.Rollback(ctx))
-	if got := names(t, v); got != "one" {
-		t.Errorf("after Rollback: %q", got)
-	}
-	_, err = v.Create(ctx, vm("three", 10))
-	must(t, err)
-	if got := names(t, v); got != "one three" {
-		t.Errorf("after Rollback and Create: %q", got)
-	}
-	_ = undo1
-}
-
 // TestGPTBackup: the backup takes over, and the next update repairs the first.
 func TestGPTBackup(t *testing.T) {
 	ctx := t.Context()
@@ -481,7 +416,7 @@ func TestGPTBackup(t *testing.T) {
 func TestStaleLock(t *testing.T) {
 	m := newMemory(t, 512)
 	v := open(t, m.Session("a"))
-	h, err := v.takeLock(t.Context())
+	h, err := v.takeLock(t.Context(), false)
 	must(t, err)
 	w := open(t, m.Session("b"))
 	w.steal = time.Hour

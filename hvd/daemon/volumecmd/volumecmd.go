@@ -29,6 +29,7 @@ var ErrUsage = errors.New("wrong use")
 const Usage = `  hvd volume format VOLUME                  make an empty volume Duet's
   hvd volume check VOLUME                   look whether it is undamaged, and what its target can do
   hvd volume list VOLUME                    its VMs and disks
+  hvd volume repair VOLUME                  write damaged metadata again, where an undamaged copy has it
   hvd volume rollback VOLUME                go back to older VM definitions, where the newest are damaged
   hvd volume create VOLUME DEFINITION       define a VM, from a file of JSON
   hvd disk import VOLUME VM DISK IMAGE      copy a raw disk image onto a disk of a VM that is stopped
@@ -76,13 +77,14 @@ var commands = map[string]command{
 	"volume format":   {"", true, format},
 	"volume check":    {"", false, check},
 	"volume list":     {"", false, list},
+	"volume repair":   {"", true, repair},
 	"volume rollback": {"", true, rollback},
 	"volume create":   {"DEFINITION", true, create},
 	"disk import":     {"VM DISK IMAGE", true, importDisk},
 }
 
 // verbs are what may follow each word.
-var verbs = map[string]string{"volume": "format, check, list, rollback, create", "disk": "import"}
+var verbs = map[string]string{"volume": "format, check, list, repair, rollback, create", "disk": "import"}
 
 func format(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 	if err := volume.Format(ctx, s); err != nil {
@@ -171,6 +173,34 @@ func describe(b pair.Block) string {
 		return fmt.Sprintf("protected, epoch %d", b.Epoch)
 	}
 	return "stopped"
+}
+
+// repair writes again what has an undamaged copy.
+func repair(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
+	v, err := volume.Open(ctx, s)
+	if err != nil {
+		return err
+	}
+	h, err := volume.Inspect(ctx, s)
+	if err != nil {
+		return err
+	}
+	if !h.Damaged() {
+		fmt.Fprintln(out, "nothing is damaged")
+		return nil
+	}
+	if err := s.join(ctx); err != nil {
+		return err
+	}
+	if err := v.Repair(ctx); err != nil {
+		return err
+	}
+	for _, p := range h.Pieces {
+		if p.Fault != "" {
+			fmt.Fprintf(out, "%s (block %d): repaired; it was: %s\n", p.Name, p.LBA, p.Fault)
+		}
+	}
+	return nil
 }
 
 // rollback returns to the older copy of the VM definitions, and says what it holds. It does so only where the newest one

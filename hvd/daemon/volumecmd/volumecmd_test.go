@@ -100,23 +100,50 @@ func TestVolumeInFile(t *testing.T) {
 	}
 }
 
-// TestRollback damages the newest VM definitions, and goes back to those before.
-func TestRollback(t *testing.T) {
+// content is what a file holds.
+func (b *bench) content(name string) []byte {
+	b.t.Helper()
+	p, err := os.ReadFile(b.path(name))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return p
+}
+
+// TestRepair damages one copy of the VM definitions: nothing is lost, and it is written again.
+func TestRepair(t *testing.T) {
 	b := newBench(t)
 	b.ok("volume format --file /volume", "is ready")
 	b.ok("volume create --file /volume /db.json", "VM db is defined")
+	b.ok("volume repair --file /volume", "nothing is damaged")
+	content := b.content("volume")
+	at := bytes.Index(content, []byte(`"name": "db"`))
+	content[at+1] ^= 1
+	b.write("volume", content)
+	b.ok("volume list --file /volume", "db  stopped  64 MiB")
+	b.ok("volume repair --file /volume", "VM definitions, copy 1 (block 4096): repaired; it was: checksum of VM definitions: damaged")
+	b.ok("volume repair --file /volume", "nothing is damaged")
+}
+
+// TestRollback cuts an update off before its second copy, damages the first one, and goes back to the VM definitions before.
+func TestRollback(t *testing.T) {
+	const slot = 7 << 20 // bytes between the copies
+	b := newBench(t)
+	b.ok("volume format --file /volume", "is ready")
+	b.ok("volume create --file /volume /db.json", "VM db is defined")
+	before := b.content("volume")
 	b.write("web.json", []byte(`{"name":"web","memory_mib":64,"disks":[{"name":"root","size_bytes":1048576}]}`))
 	b.ok("volume create --file /volume /web.json", "VM web is defined")
 	b.fails("volume rollback --file /volume", "nothing to go back from")
 
-	content, err := os.ReadFile(b.path("volume"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	content := b.content("volume")
+	copy(content[2<<20:2<<20+slot], before[2<<20:]) // copy 1
 	at := bytes.Index(content, []byte(`"name": "web"`))
-	if at < 0 || bytes.Count(content, []byte(`"name": "web"`)) != 1 {
-		t.Fatalf("VM web isn't in exactly one copy of the definitions (%d)", at)
+	if at < 2<<20+slot || bytes.Count(content, []byte(`"name": "web"`)) != 1 {
+		t.Fatalf("VM web isn't in the second copy alone (%d)", at)
 	}
+	b.write("volume", content)
+	b.ok("volume list --file /volume", "web")
 	content[at+1] ^= 1
 	b.write("volume", content)
 	b.fails("volume list --file /volume", `"hvd volume rollback" returns to them`)
