@@ -33,6 +33,8 @@ type host struct {
 	tape    []byte                   // a recording
 	drained bool
 	looks   int
+	disk    []byte // content of disk root
+	cut     bool   // exports break off
 }
 
 func (h *host) note(what string) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/daemon/journal"
 	"github.com/duet-ft/duet/hvd/daemon/server"
@@ -39,6 +40,7 @@ type instance struct {
 	keyProblem string
 	events     *journal.Journal
 	fleet      *fleet
+	jobs       *jobs
 
 	// refreshing is held while definitions are read and carried out, so that an older list never follows a newer one.
 	refreshing sync.Mutex
@@ -57,10 +59,13 @@ type instance struct {
 	hardware Hardware
 	kvm      string // "ok", or what is wrong
 	volume   *volume.Volume
-	volState string       // "ok", or what is wrong
-	online   func() error // of the session, see Store.Err
-	warning  string       // what the volume lacks
-	seen     bool         // the definitions have been read
+	volState string        // "ok", or what is wrong
+	blocks   volume.Blocks // of the session, also where the volume isn't Duet's
+	online   func() error  // of the session, see Store.Err
+	join     func(ctx context.Context) (string, error)
+	shutOut  func(ctx context.Context, keeper pair.HostID) error
+	warning  string // what the volume lacks
+	seen     bool   // the definitions have been read
 }
 
 func newInstance(o Options, events *journal.Journal) *instance {
@@ -75,6 +80,7 @@ func newInstance(o Options, events *journal.Journal) *instance {
 	}
 	d.loadKey()
 	d.fleet = newFleet(d)
+	d.jobs = newJobs()
 	return d
 }
 
@@ -150,6 +156,7 @@ func (d *instance) run(ctx context.Context) {
 		}
 	})
 	all.Wait()
+	d.jobs.cancelAll(true)
 	d.fleet.close()
 }
 

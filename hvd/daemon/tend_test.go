@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/volume"
 )
 
@@ -12,7 +13,7 @@ import (
 func TestDamageIsRepaired(t *testing.T) {
 	h := newHost(t, goodConfig)
 	v, ctx := h.format(t), deadline(t)
-	if _, err := v.Create(ctx, definition("db", 64)); err != nil {
+	if _, err := define.Create(ctx, v, definition("db", 64)); err != nil {
 		t.Fatal(err)
 	}
 	s, p := h.mem.Session("tool"), make([]byte, 512)

@@ -171,7 +171,7 @@ func TestTorn(t *testing.T) {
 		after string
 	}{
 		"create": {func(v *Volume) error { _, err := v.Create(ctx, vm("new", 20)); return err }, "new old other"},
-		"delete": {func(v *Volume) error { return v.Delete(ctx, "old") }, "other"},
+		"delete": {func(v *Volume) error { return v.Delete(ctx, "old", "") }, "other"},
 		"modify": {func(v *Volume) error {
 			return v.Modify(ctx, "old", func(d *Definition) { d.Cmdline = strings.Repeat("x", 2000) })
 		}, "old other"},

@@ -54,8 +54,8 @@ func TestCheckDefinition(t *testing.T) {
 		{"kernel \"new\"", func(d *Definition) { d.Kernel = "new" }},
 		{"0 disks", func(d *Definition) { d.Disks = nil }},
 		{"two disks", func(d *Definition) { d.Disks = append(d.Disks, d.Disks[0]) }},
-		{"size_bytes 5", func(d *Definition) { d.Disks = []DiskDef{{"root", 5}} }},
-		{"disk \"A\"", func(d *Definition) { d.Disks = []DiskDef{{"A", 1 << 20}} }},
+		{"size_bytes 5", func(d *Definition) { d.Disks = []DiskDef{{Name: "root", SizeBytes: 5}} }},
+		{"disk \"A\"", func(d *Definition) { d.Disks = []DiskDef{{Name: "A", SizeBytes: 1 << 20}} }},
 	} {
 		d := good
 		c.change(&d)

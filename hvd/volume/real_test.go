@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"sync"
@@ -72,15 +73,16 @@ func TestOverISCSI(t *testing.T) {
 func copyBig(t *testing.T, a, b *Volume) {
 	t.Helper()
 	ctx := t.Context()
-	_, err := a.Create(ctx, vm("big", 128))
-	must(t, err)
-	d, err := a.OpenDisk(ctx, "big", "root")
+	def, err := a.Create(ctx, vm("big", 128))
 	must(t, err)
 	image := make([]byte, 128<<20)
 	rand.NewChaCha8([32]byte{5}).Read(image[:64<<20])
 	start := time.Now()
-	n, err := CopyImage(ctx, d, bytes.NewReader(image), int64(len(image)), true, nil)
-	must(t, err)
+	var n int64
+	must(t, a.Fill(ctx, def, "root", DiskPartial, func(ctx context.Context, d *DiskIO) (err error) {
+		n, err = CopyImage(ctx, d, bytes.NewReader(image), int64(len(image)), true, nil)
+		return err
+	}))
 	t.Logf("copied an image of 128 MiB (%d MiB of data) in %v", n>>20, time.Since(start))
 	e, err := b.OpenDisk(ctx, "big", "root")
 	must(t, err)

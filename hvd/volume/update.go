@@ -5,14 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/duet-ft/duet/hvd/iscsi"
 )
 
-// Create adds a VM and its disks, and returns the definition with what was
-// chosen for it. The disks hold whatever was there before: see CopyImage. The
-// VM's arbiter block is zeroed.
+// Create is CreateWith, with zeros in the arbiter block: nobody can run the VM.
 func (v *Volume) Create(ctx context.Context, d Definition) (Definition, error) {
+	return v.CreateWith(ctx, d, func(Definition) ([]byte, error) {
+		_, bs := v.b.Capacity()
+		return make([]byte, bs), nil
+	})
+}
+
+// CreateWith adds a VM and its disks, and returns the definition with what was
+// chosen for it. The disks are DiskNew: Fill makes them usable. arbiter makes
+// the content of the VM's arbiter block, which is there before the definition is.
+func (v *Volume) CreateWith(ctx context.Context, d Definition, arbiter func(Definition) ([]byte, error)) (Definition, error) {
 	err := v.update(ctx, func(u *update) error {
 		var err error
 		if d, err = d.complete(u.vms); err != nil {
@@ -26,28 +35,51 @@ func (v *Volume) Create(ctx context.Context, d Definition) (Definition, error) {
 				return err
 			}
 		}
-		for _, k := range d.Disks {
-			p := partition{typ: TypeDisk, id: partitionID(v.id, d.UUID, k.Name), name: "duet:" + d.Name + ":" + k.Name}
-			if err := u.table.allocate(p, k.SizeBytes); err != nil {
-				return fmt.Errorf("disk %q of VM %q: %w", k.Name, d.Name, err)
+		d.Disks = slices.Clone(d.Disks)
+		for i := range d.Disks {
+			d.Disks[i].State = DiskNew
+			if err := u.addDisk(v.id, d, d.Disks[i]); err != nil {
+				return err
 			}
 		}
-		_, bs := v.b.Capacity()
-		if err := v.b.Write(ctx, v.ArbiterLBA(d.Slot), make([]byte, bs)); err != nil {
+		block, err := arbiter(d)
+		if err != nil {
 			return err
 		}
+		u.arbiter = func() error { return v.b.Write(ctx, v.ArbiterLBA(d.Slot), block) }
 		u.vms = append(u.vms, d)
 		return nil
 	})
 	return d, err
 }
 
-// Delete removes a VM and its disks. Neither host may run it.
-func (v *Volume) Delete(ctx context.Context, name string) error {
+// addDisk enters a disk's partition.
+func (u *update) addDisk(volume GUID, d Definition, k DiskDef) error {
+	p := partition{typ: TypeDisk, id: partitionID(volume, d.UUID, k.Name), name: "duet:" + d.Name + ":" + k.Name}
+	if err := u.table.allocate(p, k.SizeBytes); err != nil {
+		return fmt.Errorf("disk %q of VM %q: %w", k.Name, d.Name, err)
+	}
+	return nil
+}
+
+// index finds a VM by its name, and by its UUID unless that is empty.
+func (u *update) index(name, uuid string) (int, error) {
+	i := slices.IndexFunc(u.vms, func(d Definition) bool {
+		return d.Name == name && (uuid == "" || strings.EqualFold(d.UUID, uuid))
+	})
+	if i < 0 {
+		return i, fmt.Errorf("VM %.40q %w on the volume", name, ErrNotFound)
+	}
+	return i, nil
+}
+
+// Delete removes a VM and its disks. Neither host may run it, nor start it
+// meanwhile. With a UUID, another VM that took the name since is left alone.
+func (v *Volume) Delete(ctx context.Context, name, uuid string) error {
 	return v.update(ctx, func(u *update) error {
-		i := slices.IndexFunc(u.vms, func(d Definition) bool { return d.Name == name })
-		if i < 0 {
-			return fmt.Errorf("VM %.40q %w on the volume", name, ErrNotFound)
+		i, err := u.index(name, uuid)
+		if err != nil {
+			return err
 		}
 		u.vms = slices.Delete(u.vms, i, i+1)
 		return nil
@@ -57,9 +89,9 @@ func (v *Volume) Delete(ctx context.Context, name string) error {
 // Modify changes memory, output rule or command line of a VM; the rest stays.
 func (v *Volume) Modify(ctx context.Context, name string, change func(*Definition)) error {
 	return v.update(ctx, func(u *update) error {
-		i := slices.IndexFunc(u.vms, func(d Definition) bool { return d.Name == name })
-		if i < 0 {
-			return fmt.Errorf("VM %.40q %w on the volume", name, ErrNotFound)
+		i, err := u.index(name, "")
+		if err != nil {
+			return err
 		}
 		d := u.vms[i]
 		change(&d)
@@ -98,7 +130,8 @@ func (v *Volume) Rollback(ctx context.Context) error {
 type update struct {
 	vms     []Definition
 	table   *table
-	rewrite bool // the table, though it doesn't change
+	rewrite bool         // the table, though it doesn't change
+	arbiter func() error // writes an arbiter block, or nil
 }
 
 // update runs change under the lock and commits; see the package comment for
@@ -141,6 +174,11 @@ func (v *Volume) locked(ctx context.Context, h *holding, change func(*update) er
 	}
 	if err := h.check(ctx, v); err != nil {
 		return d, err
+	}
+	if u.arbiter != nil {
+		if err := u.arbiter(); err != nil {
+			return d, err
+		}
 	}
 	if stale || u.rewrite || *t != before {
 		if err := writeTable(ctx, v.b, t); err != nil {

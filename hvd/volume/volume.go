@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"time"
 )
 
@@ -104,35 +103,44 @@ func (v *Volume) Definition(ctx context.Context, name string) (Definition, error
 	return Definition{}, fmt.Errorf("VM %.40q %w on the volume", name, ErrNotFound)
 }
 
-// Disk returns where a VM's disk lies.
+// Disk returns where a VM's disk lies, whether it is ready or not.
 func (v *Volume) Disk(ctx context.Context, vm, disk string) (Extent, error) {
+	e, _, err := v.disk(ctx, vm, disk)
+	return e, err
+}
+
+func (v *Volume) disk(ctx context.Context, vm, disk string) (e Extent, k DiskDef, err error) {
 	d, err := v.Definition(ctx, vm)
 	if err != nil {
-		return Extent{}, err
+		return e, k, err
 	}
-	i := slices.IndexFunc(d.Disks, func(k DiskDef) bool { return k.Name == disk })
+	i := d.find(disk)
 	if i < 0 {
-		return Extent{}, fmt.Errorf("disk %.40q of VM %q %w on the volume", disk, vm, ErrNotFound)
+		return e, k, fmt.Errorf("disk %.40q of VM %q %w on the volume", disk, vm, ErrNotFound)
 	}
 	t, err := readTable(ctx, v.b)
 	if err != nil {
-		return Extent{}, err
+		return e, k, err
 	}
 	p := t.find(partitionID(v.id, d.UUID, disk))
 	if p == nil {
-		return Extent{}, fmt.Errorf("partition of disk %q of VM %q %w in the volume's GPT: %w", disk, vm, ErrNotFound, ErrDamaged)
+		return e, k, fmt.Errorf("partition of disk %q of VM %q %w in the volume's GPT: %w", disk, vm, ErrNotFound, ErrDamaged)
 	}
 	_, bs := v.b.Capacity()
-	e := Extent{FirstLBA: p.first, Blocks: d.Disks[i].SizeBytes / uint64(bs)}
+	e = Extent{FirstLBA: p.first, Blocks: d.Disks[i].SizeBytes / uint64(bs)}
 	if e.Blocks > p.last-p.first+1 {
-		return Extent{}, fmt.Errorf("partition of disk %q of VM %q is smaller than the disk: %w", disk, vm, ErrDamaged)
+		return e, k, fmt.Errorf("partition of disk %q of VM %q is smaller than the disk: %w", disk, vm, ErrDamaged)
 	}
-	return e, nil
+	return e, d.Disks[i], nil
 }
 
-// OpenDisk returns a VM's disk for reading and writing.
+// OpenDisk returns a VM's disk for reading and writing. ErrNotReady: what it
+// holds is no disk's content.
 func (v *Volume) OpenDisk(ctx context.Context, vm, disk string) (*DiskIO, error) {
-	e, err := v.Disk(ctx, vm, disk)
+	e, k, err := v.disk(ctx, vm, disk)
+	if err == nil {
+		err = k.Ready(vm)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -66,7 +66,7 @@ func TestCreateDelete(t *testing.T) {
 			m := newMemory(t, bs)
 			v := open(t, m.Session("a"))
 			web := vm("web", 100)
-			web.Disks = append(web.Disks, DiskDef{"data", 3 << 20})
+			web.Disks = append(web.Disks, DiskDef{Name: "data", SizeBytes: 3 << 20})
 			web, err := v.Create(ctx, web)
 			must(t, err)
 			if web.Slot != 0 || web.CID != 3 || web.Output != OutputVerified || len(web.UUID) != 36 {
@@ -99,7 +99,7 @@ func TestCreateDelete(t *testing.T) {
 			if _, err := v.Create(ctx, vm("big", 90)); !errors.Is(err, ErrFull) {
 				t.Errorf("too big: %v", err)
 			}
-			must(t, v.Delete(ctx, "web"))
+			must(t, v.Delete(ctx, "web", ""))
 			if _, err := v.Disk(ctx, "web", "root"); !errors.Is(err, ErrNotFound) {
 				t.Errorf("disk of a deleted VM: %v", err)
 			}
@@ -113,7 +113,7 @@ func TestCreateDelete(t *testing.T) {
 			if got := names(t, v); got != "big db" {
 				t.Errorf("VMs: %s", got)
 			}
-			if err := v.Delete(ctx, "web"); !errors.Is(err, ErrNotFound) {
+			if err := v.Delete(ctx, "web", ""); !errors.Is(err, ErrNotFound) {
 				t.Errorf("deleted twice: %v", err)
 			}
 		})
@@ -146,9 +146,21 @@ func TestSgdisk(t *testing.T) {
 		}
 		return string(out)
 	}
-	if out := run("--verify"); !strings.Contains(out, "No problems found") {
-		t.Errorf("sgdisk --verify: %s", out)
+	verify := func() {
+		t.Helper()
+		if out := run("--verify"); !strings.Contains(out, "No problems found") {
+			t.Errorf("sgdisk --verify: %s", out)
+		}
 	}
+	verify()
+	web, err := v.Definition(t.Context(), "web")
+	must(t, err)
+	must(t, v.GrowDisk(t.Context(), web, "root", 110<<20, func(context.Context, *DiskIO) error { return nil }))
+	must(t, v.AddDisk(t.Context(), web, DiskDef{Name: "data", SizeBytes: 5 << 20}))
+	verify()
+	must(t, v.RemoveDisk(t.Context(), web, "data"))
+	must(t, v.Repair(t.Context()))
+	verify()
 	if out := run("--print"); !strings.Contains(out, "duet:web:root") || !strings.Contains(out, "16.0 MiB") {
 		t.Errorf("sgdisk --print: %s", out)
 	}
@@ -297,7 +309,7 @@ func crashOnce(t *testing.T, r *rand.Rand, base *Memory, op string, n int, torn 
 		_, err = w.Create(ctx, vm("new", 20))
 		want = append(want, "new old other")
 	} else {
-		err = w.Delete(ctx, "old")
+		err = w.Delete(ctx, "old", "")
 		want = append(want, "other")
 	}
 	if err == nil {
@@ -370,7 +382,7 @@ func TestTwoWriters(t *testing.T) {
 					t.Error(err)
 				}
 				if i%4 == 3 {
-					if err := v.Delete(ctx, fmt.Sprintf("vm-%d-%d", h, i)); err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {
+					if err := v.Delete(ctx, fmt.Sprintf("vm-%d-%d", h, i), ""); err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {
 						t.Error(err)
 					}
 				}
