@@ -58,7 +58,7 @@ func (f Findings) Report() api.Report {
 		size = "blocks of 512 or 4096 bytes are needed"
 	}
 	t.must("block size", fmt.Sprintf("%d bytes", f.BlockSize), size)
-	t.row("capacity", bytes(f.Blocks*uint64(f.BlockSize)))
+	t.row("capacity", sized(f.Blocks*uint64(f.BlockSize)))
 	if f.Features != nil {
 		f.abilities(t)
 		f.writers(t)
@@ -107,7 +107,7 @@ func (f Findings) identity(t *table) {
 	}
 	t.row("digests", digests)
 	t.row("limits", fmt.Sprintf("%d commands at once, bursts of %s, PDUs of %s, immediate data %s",
-		x.Queue, bytes(uint64(x.MaxBurst)), bytes(uint64(x.MaxSegment)), bytes(uint64(x.Immediate))))
+		x.Queue, sized(uint64(x.MaxBurst)), sized(uint64(x.MaxSegment)), sized(uint64(x.Immediate))))
 }
 
 func (f Findings) abilities(t *table) {
@@ -195,9 +195,9 @@ func (f Findings) metadata(t *table) {
 		case p.Fault == "":
 			t.row(p.Name, where)
 		case p.Repairable:
-			t.should(p.Name, fmt.Sprintf("damaged, block %d", p.LBA), p.Fault+" (another copy has it: a host repairs it within two minutes, \"hvd volume repair\" now)")
+			t.should(p.Name, fmt.Sprintf("damaged, block %d", p.LBA), fmt.Sprintf("%s is damaged (%s); another copy has it: a host repairs it within two minutes, \"hvd volume repair\" now", p.Name, p.Fault))
 		default:
-			t.must(p.Name, fmt.Sprintf("damaged, block %d", p.LBA), p.Fault)
+			t.must(p.Name, fmt.Sprintf("damaged, block %d", p.LBA), fmt.Sprintf("%s is damaged (%s)", p.Name, p.Fault))
 		}
 	}
 	if h.Err != nil {
@@ -211,9 +211,9 @@ func (f Findings) metadata(t *table) {
 		t.row("being changed", "by host "+h.Locked)
 	}
 	for _, p := range h.Parts {
-		t.row(fmt.Sprintf("partition %d", p.Number), fmt.Sprintf("%s, %s", p.Name, bytes(p.Bytes)))
+		t.row(fmt.Sprintf("partition %d", p.Number), fmt.Sprintf("%s, %s", p.Name, sized(p.Bytes)))
 	}
-	t.row("free", fmt.Sprintf("%s, of them %s in one piece", bytes(h.Free), bytes(h.Largest)))
+	t.row("free", fmt.Sprintf("%s, of them %s in one piece", sized(h.Free), sized(h.Largest)))
 }
 
 func orNone(s string) string {
@@ -223,8 +223,8 @@ func orNone(s string) string {
 	return s
 }
 
-// bytes is a size for people: exact where it is a round one.
-func bytes(n uint64) string {
+// sized is a number of bytes for people: exact where it is a round one.
+func sized(n uint64) string {
 	switch {
 	case n >= 10<<30:
 		return fmt.Sprintf("%d GiB", n>>30)
