@@ -208,6 +208,11 @@ func (d *instance) ExportDisk(ctx context.Context, vm, disk string, size func(n 
 			if err := from.Read(ctx, uint64(at/volume.SectorSize), p); err != nil {
 				return err
 			}
+			if at+exportPiece >= total { // what is exported is one state of the disk, or cut
+				if err := h.hold.Renew(ctx); err != nil {
+					return err
+				}
+			}
 			if _, err := w.Write(p); err != nil {
 				return err
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -224,6 +225,11 @@ func (j *job) await(ctx context.Context, limit time.Duration) error {
 
 // tendDisks zeroes new disks, and frees VMs that a dead keeper left held. list is what was just read.
 func (d *instance) tendDisks(ctx context.Context, v *volume.Volume, list []volume.Definition) {
+	for name := range d.jobs.seen {
+		if !slices.ContainsFunc(list, func(def volume.Definition) bool { return def.Name == name }) {
+			delete(d.jobs.seen, name)
+		}
+	}
 	for _, def := range list {
 		if d.jobs.of(def.Name) != nil {
 			continue

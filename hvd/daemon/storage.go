@@ -116,6 +116,7 @@ func (d *instance) keepVolume(ctx context.Context) {
 		if ctx.Err() == nil {
 			d.setVolume(nil, "no volume: the session was closed", "")
 		}
+		d.jobs.cancelAll(ctx.Err() != nil) // they give their VMs back while there is a session
 		d.mu.Lock()
 		d.blocks = nil
 		d.mu.Unlock()

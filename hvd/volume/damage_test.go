@@ -76,11 +76,11 @@ func TestEachSector(t *testing.T) {
 		m := newMemory(t, bs)
 		v := open(t, m.Session("a"))
 		for _, name := range []string{"one", "two"} {
-			_, err := v.Create(ctx, vm(name, 10))
+			_, err := v.create(ctx, vm(name, 10))
 			must(t, err)
 		}
 		before := m.clone()
-		_, err := v.Create(ctx, vm("three", 10))
+		_, err := v.create(ctx, vm("three", 10))
 		must(t, err)
 		want, err := v.Definitions(ctx)
 		must(t, err)
@@ -163,14 +163,14 @@ func TestTorn(t *testing.T) {
 	base := newMemory(t, 512)
 	v := open(t, base.Session("a"))
 	for _, name := range []string{"old", "other"} {
-		_, err := v.Create(ctx, vm(name, 20))
+		_, err := v.create(ctx, vm(name, 20))
 		must(t, err)
 	}
 	for op, c := range map[string]struct {
 		do    func(v *Volume) error
 		after string
 	}{
-		"create": {func(v *Volume) error { _, err := v.Create(ctx, vm("new", 20)); return err }, "new old other"},
+		"create": {func(v *Volume) error { _, err := v.create(ctx, vm("new", 20)); return err }, "new old other"},
 		"delete": {func(v *Volume) error { return v.Delete(ctx, "old", "") }, "other"},
 		"modify": {func(v *Volume) error {
 			return v.Modify(ctx, "old", func(d *Definition) { d.Cmdline = strings.Repeat("x", 2000) })
@@ -238,7 +238,7 @@ func TestTwoDamages(t *testing.T) {
 	ctx := t.Context()
 	base := newMemory(t, 512)
 	v := open(t, base.Session("a"))
-	_, err := v.Create(ctx, vm("one", 10))
+	_, err := v.create(ctx, vm("one", 10))
 	must(t, err)
 	slot := func(i int) uint64 { return v.lba(slotAt[i] + slotHeader) }
 	for _, c := range []struct {
@@ -287,7 +287,7 @@ func cutAfterCommit(t *testing.T) (*Memory, *Volume) {
 	ctx := t.Context()
 	m := newMemory(t, 512)
 	v := open(t, m.Session("a"))
-	_, err := v.Create(ctx, vm("one", 10))
+	_, err := v.create(ctx, vm("one", 10))
 	must(t, err)
 	s := m.Session("b")
 	w := open(t, s)
@@ -300,7 +300,7 @@ func cutAfterCommit(t *testing.T) (*Memory, *Volume) {
 		}
 		return Fault{}
 	}
-	if _, err := w.Create(ctx, vm("two", 10)); err == nil || !strings.Contains(err.Error(), "the change holds, but its second copy") {
+	if _, err := w.create(ctx, vm("two", 10)); err == nil || !strings.Contains(err.Error(), "the change holds, but its second copy") {
 		t.Fatalf("the second copy: %v", err)
 	}
 	if got := names(t, v); got != "one two" {
@@ -329,7 +329,7 @@ func TestRollback(t *testing.T) {
 		if _, err := v.Definitions(ctx); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), `"hvd volume rollback"`) {
 			t.Errorf("damaged definitions: %v", err)
 		}
-		if _, err := v.Create(ctx, vm("three", 10)); !errors.Is(err, ErrDamaged) {
+		if _, err := v.create(ctx, vm("three", 10)); !errors.Is(err, ErrDamaged) {
 			t.Errorf("update of damaged definitions: %v", err)
 		}
 		if err := v.Repair(ctx); !errors.Is(err, ErrDamaged) {
@@ -339,7 +339,7 @@ func TestRollback(t *testing.T) {
 		if got := names(t, v); got != "one" {
 			t.Errorf("after Rollback: %q", got)
 		}
-		_, err := v.Create(ctx, vm("three", 10))
+		_, err := v.create(ctx, vm("three", 10))
 		must(t, err)
 		if h, err := Inspect(ctx, m.Session("x")); err != nil || h.Damaged() || names(t, v) != "one three" {
 			t.Errorf("after Rollback and Create: %q, %v, %+v", names(t, v), err, h)
@@ -361,7 +361,7 @@ func TestLostLock(t *testing.T) {
 		}
 		return Fault{}
 	}
-	if _, err := v.Create(context.Background(), vm("web", 10)); !errors.Is(err, ErrBusy) {
+	if _, err := v.create(context.Background(), vm("web", 10)); !errors.Is(err, ErrBusy) {
 		t.Errorf("update without its lock: %v", err)
 	}
 	if got := names(t, v); got != "" {

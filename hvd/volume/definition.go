@@ -54,7 +54,7 @@ type DiskDef struct {
 	// SizeBytes is a multiple of 4096, from 1 MiB on.
 	SizeBytes uint64 `json:"size_bytes"`
 	// State is empty for a disk that can be used, or DiskNew or DiskPartial.
-	// CreateWith and Fill set it.
+	// Create and Fill set it.
 	State string `json:"state,omitempty"`
 }
 

@@ -13,6 +13,14 @@ import (
 	"time"
 )
 
+// create is Create with zeros in the arbiter block.
+func (v *Volume) create(ctx context.Context, d Definition) (Definition, error) {
+	return v.Create(ctx, d, func(Definition) ([]byte, error) {
+		_, bs := v.b.Capacity()
+		return make([]byte, bs), nil
+	})
+}
+
 // zeroed makes a disk ready.
 func zeroed(ctx context.Context, v *Volume, vm, disk string) error {
 	def, err := v.Definition(ctx, vm)
@@ -36,7 +44,7 @@ func read(t *testing.T, v *Volume, vm, disk string) []byte {
 func secrets(t *testing.T, m *Memory) {
 	t.Helper()
 	v := open(t, m.Session("former"))
-	def, err := v.Create(t.Context(), vm("former", 12))
+	def, err := v.create(t.Context(), vm("former", 12))
 	must(t, err)
 	must(t, v.Fill(t.Context(), def, "root", DiskPartial, func(ctx context.Context, d *DiskIO) error {
 		p := bytes.Repeat([]byte("secret! "), 1<<17)
@@ -75,7 +83,7 @@ func TestNewDisksAreZeros(t *testing.T) {
 			b = target.MemorySession
 		}
 		v := open(t, b)
-		_, err := v.Create(ctx, vm("web", 10))
+		_, err := v.create(ctx, vm("web", 10))
 		must(t, err)
 		if _, err := v.OpenDisk(ctx, "web", "root"); !errors.Is(err, ErrNotReady) || strings.Contains(err.Error(), "\n") {
 			t.Errorf("a new disk: %v", err)
@@ -121,7 +129,7 @@ func TestZeroingCut(t *testing.T) {
 	ctx := t.Context()
 	base := newMemory(t, 512)
 	secrets(t, base)
-	_, err := open(t, base.Session("x")).Create(ctx, vm("web", 3))
+	_, err := open(t, base.Session("x")).create(ctx, vm("web", 3))
 	must(t, err)
 	ready := 0
 	cuts(t, base, func(v *Volume) error { return zeroed(ctx, v, "web", "root") }, func(n int, done bool, v *Volume) {
@@ -151,7 +159,7 @@ func TestGrowthCut(t *testing.T) {
 	base := newMemory(t, 512)
 	secrets(t, base)
 	v := open(t, base.Session("x"))
-	def, err := v.Create(ctx, vm("web", 2))
+	def, err := v.create(ctx, vm("web", 2))
 	must(t, err)
 	content := bytes.Repeat([]byte("web"), 1<<19)
 	must(t, v.Fill(ctx, def, "root", DiskPartial, func(ctx context.Context, d *DiskIO) error {
@@ -184,7 +192,7 @@ func TestGrowthCut(t *testing.T) {
 func TestGrowthRefused(t *testing.T) {
 	ctx := t.Context()
 	v := open(t, newMemory(t, 512).Session("a"))
-	def, err := v.Create(ctx, vm("web", 2))
+	def, err := v.create(ctx, vm("web", 2))
 	must(t, err)
 	must(t, v.AddDisk(ctx, def, DiskDef{Name: "data", SizeBytes: 3 << 20}))
 	none := func(context.Context, *DiskIO) error { return errors.New("it was zeroed") }
@@ -223,7 +231,7 @@ func TestAddRemove(t *testing.T) {
 	ctx := t.Context()
 	m := newMemory(t, 512)
 	v := open(t, m.Session("a"))
-	def, err := v.Create(ctx, vm("web", 2))
+	def, err := v.create(ctx, vm("web", 2))
 	must(t, err)
 	var both sync.WaitGroup
 	for _, host := range []string{"a", "b"} {
@@ -263,7 +271,7 @@ func TestAddRemove(t *testing.T) {
 	if err := v.AddDisk(ctx, def, DiskDef{Name: "A", SizeBytes: 1 << 20}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("a name that is none: %v", err)
 	}
-	single, err := v.Create(ctx, vm("single", 1))
+	single, err := v.create(ctx, vm("single", 1))
 	must(t, err)
 	if err := v.RemoveDisk(ctx, single, "root"); !errors.Is(err, ErrInvalid) {
 		t.Errorf("the only disk: %v", err)
@@ -275,7 +283,7 @@ func TestAddRemove(t *testing.T) {
 func TestImportBrokenOff(t *testing.T) {
 	ctx := t.Context()
 	base := newMemory(t, 512)
-	def, err := open(t, base.Session("x")).Create(ctx, vm("web", 2))
+	def, err := open(t, base.Session("x")).create(ctx, vm("web", 2))
 	must(t, err)
 	image := bytes.Repeat([]byte("image"), 100<<10)
 	fill := func(v *Volume, r io.Reader) error {

@@ -44,19 +44,21 @@ func TestOverISCSI(t *testing.T) {
 	}
 	t.Log(errs)
 	a, b := open(t, hosts[0]), open(t, hosts[1])
+	// An update may take longer than tests with faults wait for a dead host.
+	a.steal, b.steal = lockSteal, lockSteal
 	if a.ID() != b.ID() {
 		t.Error("two volumes")
 	}
 	// Reservations are in force when definitions change.
 	must(t, hosts[0].Join(ctx))
-	if _, err := b.Create(ctx, vm("web", 10)); !errors.Is(err, iscsi.ErrReservationConflict) {
+	if _, err := b.create(ctx, vm("web", 10)); !errors.Is(err, iscsi.ErrReservationConflict) {
 		t.Errorf("update by a host that hasn't joined: %v", err)
 	}
 	must(t, hosts[1].Join(ctx))
 	for _, v := range []*Volume{a, b} {
 		wg.Go(func() {
 			for i := range 4 {
-				if _, err := v.Create(ctx, vm(string([]byte{'v', byte('a' + i)})+v.hostLetter(a), 4)); err != nil {
+				if _, err := v.create(ctx, vm(string([]byte{'v', byte('a' + i)})+v.hostLetter(a), 4)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -73,7 +75,7 @@ func TestOverISCSI(t *testing.T) {
 func copyBig(t *testing.T, a, b *Volume) {
 	t.Helper()
 	ctx := t.Context()
-	def, err := a.Create(ctx, vm("big", 128))
+	def, err := a.create(ctx, vm("big", 128))
 	must(t, err)
 	image := make([]byte, 128<<20)
 	rand.NewChaCha8([32]byte{5}).Read(image[:64<<20])

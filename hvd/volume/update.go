@@ -10,18 +10,10 @@ import (
 	"github.com/duet-ft/duet/hvd/iscsi"
 )
 
-// Create is CreateWith, with zeros in the arbiter block: nobody can run the VM.
-func (v *Volume) Create(ctx context.Context, d Definition) (Definition, error) {
-	return v.CreateWith(ctx, d, func(Definition) ([]byte, error) {
-		_, bs := v.b.Capacity()
-		return make([]byte, bs), nil
-	})
-}
-
-// CreateWith adds a VM and its disks, and returns the definition with what was
+// Create adds a VM and its disks, and returns the definition with what was
 // chosen for it. The disks are DiskNew: Fill makes them usable. arbiter makes
 // the content of the VM's arbiter block, which is there before the definition is.
-func (v *Volume) CreateWith(ctx context.Context, d Definition, arbiter func(Definition) ([]byte, error)) (Definition, error) {
+func (v *Volume) Create(ctx context.Context, d Definition, arbiter func(Definition) ([]byte, error)) (Definition, error) {
 	err := v.update(ctx, func(u *update) error {
 		var err error
 		if d, err = d.complete(u.vms); err != nil {

@@ -67,12 +67,12 @@ func TestCreateDelete(t *testing.T) {
 			v := open(t, m.Session("a"))
 			web := vm("web", 100)
 			web.Disks = append(web.Disks, DiskDef{Name: "data", SizeBytes: 3 << 20})
-			web, err := v.Create(ctx, web)
+			web, err := v.create(ctx, web)
 			must(t, err)
 			if web.Slot != 0 || web.CID != 3 || web.Output != OutputVerified || len(web.UUID) != 36 {
 				t.Errorf("chosen: %+v", web)
 			}
-			db, err := v.Create(ctx, vm("db", 50))
+			db, err := v.create(ctx, vm("db", 50))
 			must(t, err)
 			if db.Slot != 1 || db.MAC == web.MAC {
 				t.Errorf("chosen: %+v", db)
@@ -96,14 +96,14 @@ func TestCreateDelete(t *testing.T) {
 				}
 				end = e.FirstLBA + e.Blocks
 			}
-			if _, err := v.Create(ctx, vm("big", 90)); !errors.Is(err, ErrFull) {
+			if _, err := v.create(ctx, vm("big", 90)); !errors.Is(err, ErrFull) {
 				t.Errorf("too big: %v", err)
 			}
 			must(t, v.Delete(ctx, "web", ""))
 			if _, err := v.Disk(ctx, "web", "root"); !errors.Is(err, ErrNotFound) {
 				t.Errorf("disk of a deleted VM: %v", err)
 			}
-			if _, err := v.Create(ctx, vm("big", 90)); err != nil {
+			if _, err := v.create(ctx, vm("big", 90)); err != nil {
 				t.Errorf("room of a deleted VM isn't free: %v", err)
 			}
 			must(t, w.Modify(ctx, "big", func(d *Definition) { d.MemoryMiB = 64 }))
@@ -137,7 +137,7 @@ func TestSgdisk(t *testing.T) {
 	must(t, err)
 	must(t, Format(t.Context(), b))
 	v := open(t, b)
-	_, err = v.Create(t.Context(), vm("web", 100))
+	_, err = v.create(t.Context(), vm("web", 100))
 	must(t, err)
 	run := func(args ...string) string {
 		out, err := exec.Command(sgdisk, append(args, path)...).CombinedOutput()
@@ -270,7 +270,7 @@ func TestCrash(t *testing.T) {
 	base := newMemory(t, 512)
 	v := open(t, base.Session("a"))
 	for _, name := range []string{"old", "other"} {
-		_, err := v.Create(t.Context(), vm(name, 20))
+		_, err := v.create(t.Context(), vm(name, 20))
 		must(t, err)
 	}
 	for _, op := range []string{"create", "delete"} {
@@ -306,7 +306,7 @@ func crashOnce(t *testing.T, r *rand.Rand, base *Memory, op string, n int, torn 
 	crashAt(s, n, torn)
 	want := []string{"old other"}
 	if op == "create" {
-		_, err = w.Create(ctx, vm("new", 20))
+		_, err = w.create(ctx, vm("new", 20))
 		want = append(want, "new old other")
 	} else {
 		err = w.Delete(ctx, "old", "")
@@ -329,7 +329,7 @@ func crashOnce(t *testing.T, r *rand.Rand, base *Memory, op string, n int, torn 
 	if now != where {
 		t.Fatalf("disk moved from %+v to %+v", where, now)
 	}
-	_, err = after.Create(ctx, vm("next", 150))
+	_, err = after.create(ctx, vm("next", 150))
 	must(t, err)
 	if got2 := names(t, after); !strings.Contains(got2, "next") || !strings.Contains(got2, "other") {
 		t.Fatalf("VMs after the next update: %s", got2)
@@ -378,7 +378,7 @@ func TestTwoWriters(t *testing.T) {
 		}
 		wg.Go(func() {
 			for i := range 8 {
-				if _, err := v.Create(ctx, vm(fmt.Sprintf("vm-%d-%d", h, i), 1)); err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {
+				if _, err := v.create(ctx, vm(fmt.Sprintf("vm-%d-%d", h, i), 1)); err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {
 					t.Error(err)
 				}
 				if i%4 == 3 {
@@ -414,7 +414,7 @@ func TestGPTBackup(t *testing.T) {
 	m := newMemory(t, 4096)
 	s := m.Session("a")
 	v := open(t, s)
-	_, err := v.Create(ctx, vm("one", 10))
+	_, err := v.create(ctx, vm("one", 10))
 	must(t, err)
 	must(t, s.Write(ctx, 1, make([]byte, 4096)))
 	must(t, v.Modify(ctx, "one", func(d *Definition) { d.MemoryMiB++ }))
@@ -434,11 +434,11 @@ func TestStaleLock(t *testing.T) {
 	w.steal = time.Hour
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
-	if _, err := w.Create(ctx, vm("web", 10)); !errors.Is(err, ErrBusy) {
+	if _, err := w.create(ctx, vm("web", 10)); !errors.Is(err, ErrBusy) {
 		t.Errorf("lock is held: %v", err)
 	}
 	w.steal = 20 * time.Millisecond
-	_, err = w.Create(t.Context(), vm("web", 10))
+	_, err = w.create(t.Context(), vm("web", 10))
 	must(t, err)
 	// the dead host isn't dead after all, and gives its lock back late
 	v.giveLock(t.Context(), h, 77)
@@ -446,7 +446,7 @@ func TestStaleLock(t *testing.T) {
 		t.Errorf("VMs: %q", got)
 	}
 	v.lease = -1
-	if _, err := v.Create(t.Context(), vm("late", 10)); err == nil || !strings.Contains(err.Error(), "took") {
+	if _, err := v.create(t.Context(), vm("late", 10)); err == nil || !strings.Contains(err.Error(), "took") {
 		t.Errorf("update that takes too long: %v", err)
 	}
 	if got := names(t, v); got != "web" {
@@ -468,7 +468,7 @@ func TestArbiterBlocks(t *testing.T) {
 		seen[lba] = true
 	}
 	must(t, s.Write(ctx, v.ArbiterLBA(0), []byte(strings.Repeat("x", 512))))
-	_, err := v.Create(ctx, vm("web", 10))
+	_, err := v.create(ctx, vm("web", 10))
 	must(t, err)
 	p := make([]byte, 512)
 	must(t, s.Read(ctx, v.ArbiterLBA(0), p))

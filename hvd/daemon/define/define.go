@@ -37,7 +37,7 @@ var ErrNotStopped = errors.New("isn't stopped: stop it first")
 // Create adds a VM to the volume, with its arbiter block saying that it is stopped. Its disks are new: volume.Fill
 // makes them usable.
 func Create(ctx context.Context, v *volume.Volume, def volume.Definition) (volume.Definition, error) {
-	return v.CreateWith(ctx, def, func(def volume.Definition) ([]byte, error) {
+	return v.Create(ctx, def, func(def volume.Definition) ([]byte, error) {
 		x, err := executor(v, def)
 		if err != nil {
 			return nil, err
