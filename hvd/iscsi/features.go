@@ -50,9 +50,10 @@ type Features struct {
 	HeaderDigest, DataDigest               bool
 }
 
+// Operation codes that only questions need (SPC-4 section 6.11, SBC-3 section 5.43).
 const (
-	scsiModeSense6  = 0x1a
-	scsiWriteSame16 = 0x93
+	featureModeSense = 0x1a
+	featureWriteSame = 0x93
 )
 
 // Features asks the target what it can do. Nothing on the unit changes: what can
@@ -65,7 +66,7 @@ func (s *Session) Features(ctx context.Context) (f Features, err error) {
 			return s.probe(ctx, &f.CompareAndWrite, cdbCompareAndWrite(blocks, 1), make([]byte, 2*bs))
 		},
 		func() error {
-			return s.probe(ctx, &f.WriteSame, cdbBlocks(scsiWriteSame16, blocks, 1), make([]byte, bs))
+			return s.probe(ctx, &f.WriteSame, cdbBlocks(featureWriteSame, blocks, 1), make([]byte, bs))
 		},
 		func() error { return s.probe(ctx, &f.SyncCache, cdbBlocks(scsiSyncCache16, 0, 0), nil) },
 		func() error { return s.lookPages(ctx, &f) },
@@ -173,7 +174,7 @@ func parseNames(b []byte) (names []string) {
 
 // lookModes reads the caching mode page (SBC-3, section 6.4.5).
 func (s *Session) lookModes(ctx context.Context, f *Features) error {
-	b, err := s.ask(ctx, "MODE SENSE", cdb{scsiModeSense6, 0x08, 0x08, 0, 192}, 192)
+	b, err := s.ask(ctx, "MODE SENSE", cdb{featureModeSense, 0x08, 0x08, 0, 192}, 192)
 	if err != nil {
 		return refused(err)
 	}

@@ -29,7 +29,7 @@ func TestFeatures(t *testing.T) {
 			return "page 83"
 		case c[0] == scsiInquiry && c[1] == 1 && c[2] == 0xb2:
 			return "page b2"
-		case c[0] == scsiModeSense6:
+		case c[0] == featureModeSense:
 			return "modes"
 		case c[0] == scsiReserveIn && c[1] == 0:
 			return "keys"
@@ -39,7 +39,7 @@ func TestFeatures(t *testing.T) {
 			return "known"
 		case c[0] == scsiSyncCache16 || c[0] == scsiSyncCache10:
 			return "cached"
-		case c[0] == scsiWriteSame16:
+		case c[0] == featureWriteSame:
 			return "same"
 		}
 		return ""
