@@ -50,7 +50,7 @@ type instance struct {
 	vacant   error
 	vacantAt time.Time
 
-	// When the metadata was last looked at for damage, and what was found then, by line: whether it can be repaired; keepVolume's.
+	// When the metadata was last looked at for damage, and what was found then, by line: whether it can be repaired; tend's.
 	tended  time.Time
 	suspect map[string]bool
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -171,6 +172,9 @@ func (d *instance) foreign(ctx context.Context, b volume.Blocks, why error) erro
 
 // watch carries out what the definitions say, until ctx ends or the session is closed.
 func (d *instance) watch(ctx context.Context, store Store, v *volume.Volume, warning string) {
+	var aside sync.WaitGroup
+	var tending atomic.Bool
+	defer aside.Wait()
 	for {
 		state := "ok"
 		if err := d.refresh(ctx, v); err != nil {
@@ -180,7 +184,12 @@ func (d *instance) watch(ctx context.Context, store Store, v *volume.Volume, war
 			return
 		}
 		d.setVolume(v, state, warning)
-		d.tend(ctx, v)
+		if tending.CompareAndSwap(false, true) { // a repair may have to wait for a minute
+			aside.Go(func() {
+				d.tend(ctx, v)
+				tending.Store(false)
+			})
+		}
 		if !sleep(ctx, d.opt.Poll, d.wake) {
 			return
 		}

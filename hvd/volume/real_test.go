@@ -93,6 +93,21 @@ func copyBig(t *testing.T, a, b *Volume) {
 	if !bytes.Equal(got, image) {
 		t.Error("the other host reads something else")
 	}
+	// The next disk on those blocks shows nothing of it.
+	must(t, a.Delete(ctx, "big", def.UUID))
+	_, err = b.create(ctx, vm("next", 64))
+	must(t, err)
+	at, err := b.Disk(ctx, "next", "root")
+	must(t, err)
+	if at.FirstLBA != e.Extent().FirstLBA {
+		t.Errorf("the next disk lies at %+v, and not where the last one was, at %+v", at, e.Extent())
+	}
+	start = time.Now()
+	must(t, zeroed(ctx, b, "next", "root"))
+	t.Logf("zeroed 64 MiB in %v", time.Since(start))
+	if !isZero(read(t, a, "next", "root")) {
+		t.Error("a new disk shows old data")
+	}
 }
 
 func (v *Volume) hostLetter(a *Volume) string {
