@@ -80,7 +80,7 @@ func shutOut(ctx context.Context, s *iscsi.Session, peer string, keeper pair.Hos
 		}
 	}
 	for _, p := range victims {
-		if define.Keeper(p.Initiator).ID() != keeper {
+		if define.Keeper(p.Initiator).ID() != keeper && define.SessionKeeper(p.Initiator, p.ISID).ID() != keeper {
 			continue
 		}
 		if err := s.Fence(ctx, p); err != nil {

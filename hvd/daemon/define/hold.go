@@ -31,8 +31,14 @@ var ErrHeld = errors.New("its disks are being changed")
 // ErrLost says that a hold isn't the caller's any more.
 var ErrLost = errors.New("the hold on it was taken over by another host")
 
-// Keeper is who holds a VM: the name of the initiator that writes, or of a file's user.
+// Keeper is who holds a VM: the name of the initiator or the session that writes, or of a file. One keeper must not hold a VM
+// twice.
 type Keeper string
+
+// SessionKeeper is one session of an initiator that may have several, each of which is a keeper of its own.
+func SessionKeeper(initiator string, isid [6]byte) Keeper {
+	return Keeper(fmt.Sprintf("%s,i,0x%x", initiator, isid))
+}
 
 // ID is the keeper's number in an arbiter block: even, and not zero.
 func (k Keeper) ID() pair.HostID {

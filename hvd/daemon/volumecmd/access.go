@@ -98,7 +98,7 @@ func (a *access) open(ctx context.Context, write bool) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{Blocks: s, session: s, keeper: define.Keeper(cfg.Initiator)}, nil
+	return &store{Blocks: s, session: s, keeper: define.SessionKeeper(cfg.Initiator, cfg.ISID)}, nil
 }
 
 // label makes a host's name fit for an iSCSI name (RFC 3722).
