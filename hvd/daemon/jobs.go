@@ -242,6 +242,9 @@ func (d *instance) tendDisks(ctx context.Context, v *volume.Volume, list []volum
 				continue
 			}
 			_, err := d.begin(ctx, v, def.Name, k.Name, zeroing, d.zeroNew(k.Name))
+			if errors.Is(err, iscsi.ErrReservationConflict) {
+				err = d.rejoin(ctx) // and try again at the next look
+			}
 			if err != nil && !errors.Is(err, define.ErrHeld) {
 				d.say("zeroing "+def.Name, fmt.Sprintf("disk %s of VM %s can't be zeroed: %s", k.Name, def.Name, api.OneLine(err.Error())))
 			}
