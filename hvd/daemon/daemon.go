@@ -104,7 +104,7 @@ type Store struct {
 	// Join makes the session one of those that may write, as the VMs' sessions reserve the volume. It is called once
 	// the volume has turned out to be Duet's. warning is what the volume lacks, one line, or empty.
 	Join func(ctx context.Context) (warning string, err error)
-	// ShutOut takes away a keeper's right to write (hvd/daemon/define), which is dead or doesn't know that it should be.
+	// ShutOut takes away a keeper's right to write (hvd/daemon/define), which is dead or doesn't know that it should be; nil: nobody's can be taken.
 	ShutOut func(ctx context.Context, keeper pair.HostID) error
 	// Err tells why the volume can't be reached right now, or nil. It wraps iscsi.ErrClosed once the session is closed
 	// for good and another login is needed.

@@ -50,9 +50,8 @@ type instance struct {
 	vacant   error
 	vacantAt time.Time
 
-	// When the metadata was last looked at for damage, and what was found then, by line: whether it can be repaired; tend's.
-	tended  time.Time
-	suspect map[string]bool
+	// When the metadata was last looked at for damage; tend's.
+	tended time.Time
 
 	mu       sync.Mutex
 	said     map[string]string // the last line, by topic

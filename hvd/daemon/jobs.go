@@ -295,8 +295,10 @@ func (d *instance) freeHeld(ctx context.Context, v *volume.Volume, def volume.De
 		d.mu.Lock()
 		shutOut := d.shutOut
 		d.mu.Unlock()
-		if err := shutOut(ctx, b.Owner); err != nil {
-			return err
+		if shutOut != nil {
+			if err := shutOut(ctx, b.Owner); err != nil {
+				return err
+			}
 		}
 	}
 	h, err := define.TakeOver(ctx, v, d.keeper(), def, b)

@@ -143,6 +143,7 @@ func (d *instance) open(ctx context.Context) (store Store, v *volume.Volume, war
 		err = d.foreign(ctx, store.Blocks, err)
 	}
 	if err == nil {
+		v.OnRepair(func(line string) { d.event("", line) })
 		warning, err = store.Join(ctx)
 	}
 	if err != nil {

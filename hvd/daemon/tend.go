@@ -12,45 +12,57 @@ import (
 // tendEvery is how often the volume's metadata is looked at for damage.
 const tendEvery = time.Minute
 
-// tend looks for damage of the volume's metadata now and then, and puts right what an undamaged copy makes up for. Where
-// none does, it says so; then a person has to decide. What an update under way looks like is told apart by a second look.
+// tend looks for damage of the volume's metadata now and then, and has what an undamaged copy makes up for written again;
+// the volume tells of that (OnRepair). Where no copy does, it says so: then a person has to decide.
 func (d *instance) tend(ctx context.Context, v *volume.Volume) {
-	now := time.Now()
-	if now.Sub(d.tended) < tendEvery && d.suspect == nil {
+	if now := time.Now(); now.Sub(d.tended) < tendEvery {
 		return
 	}
-	d.tended = now
-	before := d.suspect
-	d.suspect = nil
-	h, err := volume.Inspect(ctx, v.Blocks())
-	if err != nil || h.Locked != "" {
-		return // refresh tells the first; the second passes
+	h := settled(ctx, v)
+	if h == nil {
+		return // at the next look
 	}
-	found := map[string]bool{}
+	d.tended = time.Now()
+	repair := h.Damaged()
 	for _, p := range h.Pieces {
-		if p.Fault == "" {
+		if p.Fault == "" || p.Repairable {
 			continue
 		}
+		repair = false
 		line := fmt.Sprintf("volume's %s (block %d): %s", p.Name, p.LBA, api.OneLine(p.Fault))
-		found[line] = p.Repairable
-	}
-	repair := len(found) > 0
-	for line, repairable := range found {
-		if _, seen := before[line]; !seen {
-			d.suspect = found // until the next look
-			return
-		}
-		repair = repair && repairable
-		d.say("metadata "+line, line)
+		d.say("metadata "+p.Name, line)
 	}
 	if !repair {
 		return
 	}
 	if err := v.Repair(ctx); err != nil {
 		d.say("repair", err.Error())
-		return
 	}
-	for line := range found {
-		d.event("", line+"; it was repaired from an undamaged copy")
+}
+
+// settled looks at the metadata while nobody changes it; nil if that didn't work out. What an update under way looks like is
+// told apart from damage by a second look: if no lock was seen and its generation is the same, there was none.
+func settled(ctx context.Context, v *volume.Volume) *volume.Health {
+	first, err := volume.Inspect(ctx, v.Blocks())
+	if err != nil || first.Locked != "" {
+		return nil
 	}
+	if !first.Damaged() {
+		return first
+	}
+	second, err := volume.Inspect(ctx, v.Blocks())
+	if err != nil || second.Locked != "" || !second.Damaged() || lockGeneration(first) != lockGeneration(second) {
+		return nil
+	}
+	return second
+}
+
+// lockGeneration is the generation in the lock block.
+func lockGeneration(h *volume.Health) uint64 {
+	for _, p := range h.Pieces {
+		if p.Name == volume.LockName {
+			return p.Generation
+		}
+	}
+	return 0
 }

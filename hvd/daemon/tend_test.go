@@ -27,7 +27,7 @@ func TestDamageIsRepaired(t *testing.T) {
 	}
 	h.start(t)
 	c := h.client(t, "s3cret")
-	const line = "volume's VM definitions, copy 1 (block 4096): checksum of VM definitions: damaged; it was repaired from an undamaged copy"
+	const line = "volume's VM definitions, copy 1 was repaired from an undamaged copy; it was: checksum of VM definitions: damaged"
 	h.eventually(t, "the repair is told", func() bool { return h.count(line) > 0 })
 	if list, err := c.VMs(ctx); err != nil || len(list) != 1 {
 		t.Errorf("VMs %+v, %v", list, err)

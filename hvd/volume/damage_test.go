@@ -147,8 +147,16 @@ func oneDamage(t *testing.T, m *Memory, what string, want []Definition) {
 	if faults != 1 {
 		t.Errorf("%s: %d pieces have faults: %+v", what, faults, h.Pieces)
 	}
+	var told []string
+	v.OnRepair(func(line string) { told = append(told, line) })
 	if err := v.Repair(ctx); err != nil {
 		t.Errorf("%s: %v", what, err)
+	}
+	for _, p := range h.Pieces {
+		older := strings.Contains(p.Fault, "is an older one") // of the lock: each update replaces it
+		if p.Fault != "" && !older && (len(told) != 1 || !strings.Contains(told[0], "volume's "+p.Name+" was repaired")) {
+			t.Errorf("%s: of the repair of %+v was told %q", what, p, told)
+		}
 	}
 	if h := look("after the repair"); h.Damaged() || h.Err != nil || h.Locked != "" {
 		t.Errorf("%s: after the repair: %+v", what, h)

@@ -28,6 +28,9 @@ type Extents struct {
 	Bytes  uint64
 }
 
+// LockName is the Piece that is the lock block.
+const LockName = "lock block"
+
 // Health is what Inspect finds.
 type Health struct {
 	ID      GUID
@@ -107,14 +110,10 @@ func (h *Health) add(name string, lba, generation uint64, fault error, repairabl
 // gpt looks at the protective MBR and both copies of the GPT; t is nil if none
 // is good.
 func (h *Health) gpt(ctx context.Context, b Blocks, both tables, t *table) error {
-	blocks, bs := b.Capacity()
-	mbr, want := make([]byte, bs), (&table{blocks: blocks, blockSize: bs}).protectiveMBR()
-	if err := b.Read(ctx, 0, mbr); err != nil {
+	blocks, _ := b.Capacity()
+	fault, err := mbrFault(ctx, b)
+	if err != nil {
 		return err
-	}
-	var fault error
-	if !bytes.Equal(mbr, want) {
-		fault = errors.New("isn't what Duet writes")
 	}
 	h.add("protective MBR", 0, 0, fault, t != nil)
 	h.add("GPT", 1, 0, both.firstErr, t != nil)
@@ -123,6 +122,19 @@ func (h *Health) gpt(ctx context.Context, b Blocks, both tables, t *table) error
 	}
 	h.add("GPT backup", blocks-1, 0, fault, t != nil)
 	return nil
+}
+
+// mbrFault says whether the protective MBR isn't ours.
+func mbrFault(ctx context.Context, b Blocks) (fault, err error) {
+	blocks, bs := b.Capacity()
+	mbr, want := make([]byte, bs), (&table{blocks: blocks, blockSize: bs}).protectiveMBR()
+	if err := b.Read(ctx, 0, mbr); err != nil {
+		return nil, err
+	}
+	if !bytes.Equal(mbr, want) {
+		fault = errors.New("isn't what Duet writes")
+	}
+	return fault, nil
 }
 
 // definitions looks at the lock and both copies of the definitions.
@@ -143,7 +155,7 @@ func (h *Health) definitions(ctx context.Context, v *Volume) error {
 	} else if good && s.lockErr == nil && s.lock.generation < s.copies[slot].generation {
 		lockFault = fmt.Errorf("volume's lock block is an older one, of generation %d", s.lock.generation)
 	}
-	h.add("lock block", v.lba(lockAt), s.lock.generation, lockFault, good)
+	h.add(LockName, v.lba(lockAt), s.lock.generation, lockFault, good)
 	for i := range slotAt {
 		fault := s.faults[i]
 		if good && fault == nil && i != slot && s.copies[i].generation != s.copies[slot].generation {
@@ -152,7 +164,7 @@ func (h *Health) definitions(ctx context.Context, v *Volume) error {
 		if good && fault == nil && i != slot && !sameDefinitions(s.copies[i], s.copies[slot]) {
 			fault = errors.New("has the other one's generation, and not its content")
 		}
-		h.add(fmt.Sprintf("VM definitions, copy %d", i+1), v.lba(slotAt[i]), s.copies[i].generation, fault, good)
+		h.add(slotName(i), v.lba(slotAt[i]), s.copies[i].generation, fault, good)
 	}
 	return nil
 }
@@ -166,8 +178,11 @@ func sameDefinitions(a, b definitions) bool {
 // Repair writes again what Inspect found damaged, from the undamaged copies,
 // under the lock. It fails where nothing says what the damaged piece held.
 func (v *Volume) Repair(ctx context.Context) error {
-	err := v.update(ctx, func(u *update) error {
+	err := v.update(ctx, func(u *update) (err error) {
 		u.rewrite = true
+		if u.mbrFault, err = mbrFault(ctx, v.b); err != nil {
+			return err
+		}
 		_, bs := v.b.Capacity()
 		p, err := u.table.metadata()
 		if err != nil {
@@ -177,6 +192,7 @@ func (v *Volume) Repair(ctx context.Context) error {
 		if err != nil || fault == nil {
 			return err
 		}
+		u.superFault = fault
 		block := make([]byte, bs)
 		copy(block, s.encode())
 		return v.b.Write(ctx, p.first, block)

@@ -82,6 +82,9 @@ func (v *Volume) takeLock(ctx context.Context, anyway bool) (*holding, error) {
 			}
 			swapped, err := v.swapLock(ctx, raw, next)
 			if swapped {
+				if damaged {
+					v.repaired(LockName, ErrDamaged)
+				}
 				return &holding{next, now}, nil
 			}
 			if err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {

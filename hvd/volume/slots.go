@@ -86,6 +86,9 @@ func (v *Volume) load(ctx context.Context) (d definitions, slot int, err error) 
 	return d, slot, err
 }
 
+// slotName is what people call a slot.
+func slotName(i int) string { return fmt.Sprintf("VM definitions, copy %d", i+1) }
+
 func (v *Volume) readSlot(ctx context.Context, i int) (definitions, error) {
 	head := make([]byte, slotHeader)
 	if err := v.b.Read(ctx, v.lba(slotAt[i]), head); err != nil {
@@ -115,12 +118,16 @@ func (v *Volume) commit(ctx context.Context, h *holding, d *definitions, slot in
 		if err != nil {
 			return err
 		}
+		_, fault := v.readSlot(ctx, at)
 		err = h.check(ctx, v)
 		if err == nil {
 			err = v.b.Write(ctx, v.lba(slotAt[at]), b)
 		}
 		if err == nil {
 			err = v.b.Sync(ctx)
+		}
+		if err == nil && errors.Is(fault, ErrDamaged) {
+			v.repaired(slotName(at), fault)
 		}
 		if err != nil && i > 0 {
 			return fmt.Errorf("the change holds, but its second copy couldn't be written: %w", err)

@@ -124,6 +124,8 @@ type update struct {
 	table   *table
 	rewrite bool         // the table, though it doesn't change
 	arbiter func() error // writes an arbiter block, or nil
+
+	mbrFault, superFault error // what a repair writes again beside
 }
 
 // update runs change under the lock and commits; see the package comment for
@@ -175,6 +177,12 @@ func (v *Volume) locked(ctx context.Context, h *holding, change func(*update) er
 	if stale || u.rewrite || *t != before {
 		if err := writeTable(ctx, v.b, t); err != nil {
 			return d, err
+		}
+		v.repaired("GPT", both.firstErr)
+		v.repaired("GPT backup", both.backupErr)
+		if u.rewrite {
+			v.repaired("protective MBR", u.mbrFault)
+			v.repaired("superblock", u.superFault)
 		}
 	}
 	next := definitions{generation: d.generation, vms: u.vms}

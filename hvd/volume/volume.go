@@ -16,6 +16,8 @@ type Volume struct {
 	first uint64 // block of the partition "duet"
 	host  string // for messages of other hosts
 
+	onRepair func(line string) // may be nil
+
 	// Timing of the lock; see the package comment.
 	lease, steal, poll time.Duration
 }
@@ -60,6 +62,26 @@ func Open(ctx context.Context, b Blocks) (*Volume, error) {
 	v := &Volume{b: b, id: s.id, first: p.first, host: host, lease: lockLease, steal: lockSteal, poll: lockPoll}
 	_, err = v.Definitions(ctx)
 	return v, err
+}
+
+// OnRepair has f told, in one line, of each damaged piece of metadata that an
+// update writes again on its way. Set it before use.
+func (v *Volume) OnRepair(f func(line string)) { v.onRepair = f }
+
+// Reopen opens the volume by another way to its blocks.
+func (v *Volume) Reopen(ctx context.Context, b Blocks) (*Volume, error) {
+	w, err := Open(ctx, b)
+	if err == nil {
+		w.onRepair = v.onRepair
+	}
+	return w, err
+}
+
+// repaired tells of a piece that was damaged and is good again.
+func (v *Volume) repaired(piece string, fault error) {
+	if v.onRepair != nil && fault != nil {
+		v.onRepair(fmt.Sprintf("volume's %s was repaired from an undamaged copy; it was: %v", piece, fault))
+	}
 }
 
 // ID identifies the volume; both hosts of a pair must see the same.

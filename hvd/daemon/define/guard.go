@@ -24,9 +24,9 @@ func (h *Hold) Guard(ctx context.Context, v *volume.Volume) (*volume.Volume, err
 	if z, ok := v.Blocks().(interface {
 		Zero(ctx context.Context, lba, n uint64) error
 	}); ok {
-		return volume.Open(ctx, zeroing{g, z.Zero})
+		return v.Reopen(ctx, zeroing{g, z.Zero})
 	}
-	return volume.Open(ctx, g)
+	return v.Reopen(ctx, g)
 }
 
 // Write implements volume.Blocks.
