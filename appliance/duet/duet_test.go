@@ -36,6 +36,8 @@ type host struct {
 	broken  bool        // its check finds so
 	paired  bool
 	looks   int
+	disk    []byte // content of disk root
+	cut     bool   // exports break off
 }
 
 func (h *host) note(what string) {

@@ -49,6 +49,15 @@ const usage = `usage: duet [--host ADDRESS[:PORT]] [--token TOKEN] [--fingerprin
   console NAME                 its last console output
   vm console NAME              type at its console; with --peer it goes on there when that host takes over. On a
                                terminal Ctrl-] ends it, a pipe's end when the guest is silent for a second
+  disks [NAME]                 all disks, or one VM's
+  disk create VM DISK SIZE     add a disk of zeros to a VM; this and what follows need VMs that are stopped
+  disk grow VM DISK SIZE       make a disk larger
+  disk delete VM DISK          remove a disk
+  disk import VM DISK FILE     make a raw image its content, from a file or standard input ("-")
+  disk export VM DISK FILE     write its content to a new file, or to standard output ("-")
+  disk copy VM DISK TO-VM TO-DISK
+                               copy a disk onto another one, which is made if it isn't there
+  volume check                 a table of what the volume and its target are like; fails if no pair can work with it
   events [--vm NAME] [--since 90m|TIME] [--json] [--follow]
                                what happened on the host, or to one VM; with --peer on both hosts, in the order of
                                their clocks
@@ -120,6 +129,14 @@ var commands = map[string]command{
 	"shutdown":         {1, 1, false, tell((*api.Client).Shutdown, "was told to shut down")},
 	"force-start":      {1, 1, false, tell((*api.Client).ForceStart, "starts")},
 	"console":          {1, 1, false, showConsole},
+	"disks":            {0, 1, false, showDisks},
+	"disk create":      {4, 4, true, resize((*api.Client).AddDisk, "is there")},
+	"disk grow":        {4, 4, true, resize((*api.Client).GrowDisk, "has grown")},
+	"disk delete":      {3, 3, false, deleteDisk},
+	"disk import":      {4, 4, true, importDisk},
+	"disk export":      {4, 4, true, exportDisk},
+	"disk copy":        {5, 5, true, copyDisk},
+	"volume check":     {1, 1, false, checkVolume},
 	"events":           {0, 8, true, showEvents},
 	"agent":            {2, 2, false, agent},
 	"vsock":            {2, 2, true, vsock},
@@ -181,7 +198,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, notes io.Writer)
 // find looks up the command of a line with at least one word.
 func find(line []string) (command, error) {
 	name, n := line[0], len(line)-1
-	if name == "vm" && n >= 2 || name == "host" && n >= 1 {
+	if name == "vm" && n >= 2 || n >= 1 && (name == "host" || name == "disk" || name == "volume") {
 		name += " " + line[1]
 	}
 	c, ok := commands[name]

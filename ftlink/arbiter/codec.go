@@ -54,8 +54,8 @@ const (
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // ErrBlank says that a block is all zeros: no VM's arbiter block was ever
-// written there.
-var ErrBlank = errors.New("arbiter block is blank; create the VM first")
+// written there, or it was overwritten. A VM's is there before its definition.
+var ErrBlank = errors.New("arbiter block is blank")
 
 // ErrCorrupt says that bytes are no arbiter block. Such a block is never
 // overwritten.

@@ -45,22 +45,6 @@ func (x *Executor) Read(ctx context.Context) (pair.Block, error) {
 	return b, nil
 }
 
-// Init writes the FREE block of a new VM where the block is blank. An existing
-// block of the same VM is left as it is. nonce has to be unique, like
-// everywhere.
-func (x *Executor) Init(ctx context.Context, nonce pair.Nonce) error {
-	blank := make([]byte, max(x.Size, MinSize))
-	first := Encode(pair.Block{VM: x.VM, Kind: pair.Free, Epoch: 1, Nonce: nonce}, x.Size)
-	ok, err := x.Blocks.CompareAndWrite(ctx, x.LBA, blank, first)
-	if ok && err == nil {
-		return nil
-	}
-	if _, rerr := x.Read(ctx); rerr != nil {
-		return errors.Join(err, rerr)
-	}
-	return nil
-}
-
 // Do carries out one operation and returns its answer.
 func (x *Executor) Do(ctx context.Context, op pair.Arbiter) pair.ArbiterDone {
 	done := pair.ArbiterDone{Op: op.Op}

@@ -47,6 +47,19 @@
 //	                                      port of the guest
 //	GET    /v1/events?since=TIME&vm=NAME  []Event, oldest first; since that time (RFC
 //	                                      3339), and of that VM, if they are given
+//	GET    /v1/volume                     Report: what the volume and its target are like
+//	GET    /v1/disks                      []Disk, by VM, in the order of the guest's
+//	POST   /v1/vms/{name}/disks/{disk}    DiskSize: add a disk to a VM that is stopped; Disk
+//	DELETE /v1/vms/{name}/disks/{disk}    remove it
+//	POST   /v1/vms/{name}/disks/{disk}/grow      DiskSize; Disk
+//	POST   /v1/vms/{name}/disks/{disk}/copy      DiskName: copy it onto another one, which
+//	                                      is made if it isn't there; Disk
+//	PUT    /v1/vms/{name}/disks/{disk}/content   a raw image becomes its content, and zeros
+//	                                      behind it; Disk
+//	GET    /v1/vms/{name}/disks/{disk}/content   its content
+//
+// Disks change only while their VM is stopped, and it can't be started
+// meanwhile. What takes long goes on after the answer: Disk.Doing says so.
 //
 // A VM process serves, on its socket, what is below /v1/vms/{name} as /v1/vm:
 // GET /v1/vm, POST /v1/vm/start, GET /v1/vm/console, GET /v1/vm/events and so
@@ -120,6 +133,44 @@ type Finding struct {
 	What  string `json:"what"`
 	Grade Grade  `json:"grade"`
 	Line  string `json:"line"` // what there is, or what is wrong and what to do
+}
+
+// Disk is a virtual disk.
+type Disk struct {
+	VM        string  `json:"vm"`
+	Name      string  `json:"name"`
+	SizeBytes uint64  `json:"size_bytes"`
+	State     string  `json:"state"`             // "ready", "new" (it isn't zeroed yet) or "partial" (an import or a copy is missing)
+	Doing     string  `json:"doing,omitempty"`   // what this host does to it now: zeroing, importing ...
+	Percent   float64 `json:"percent,omitempty"` // how far that is
+	Error     string  `json:"error,omitempty"`   // why the last thing that this host did to it failed, one line
+}
+
+// DiskSize is the size of a disk that is to be.
+type DiskSize struct {
+	SizeBytes uint64 `json:"size_bytes"`
+}
+
+// DiskName names a disk.
+type DiskName struct {
+	VM   string `json:"vm"`
+	Disk string `json:"disk"`
+}
+
+// Report is what a look at the volume found.
+type Report struct {
+	Rows []ReportRow `json:"rows"`
+	// Verdict says in a line whether a pair can work with the volume.
+	Verdict string `json:"verdict"`
+	OK      bool   `json:"ok"`
+}
+
+// ReportRow is one property of the volume.
+type ReportRow struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+	// Trouble is what follows for the pair, empty if nothing does.
+	Trouble string `json:"trouble,omitempty"`
 }
 
 // VM is one VM as this host sees it.
@@ -226,6 +277,7 @@ const (
 	EventDivergence = "divergence" // executions differ
 	EventSeed       = "seed"       // a state transfer begins, ends or fails
 	EventVolume     = "volume"     // the volume answers, or doesn't
+	EventDisk       = "disk"       // a disk was made, changed or removed, or that failed
 	EventCommand    = "command"    // what a user told the copy or the host, or why that is refused
 	EventProcess    = "process"    // a VM's process, or the host's daemon, starts or ends
 	EventPartner    = "partner"    // another host is paired with, in session, or neither any more

@@ -80,6 +80,8 @@ func Dial(cfg Config) *Client {
 			MaxIdleConns:        4,
 			MaxConnsPerHost:     16,
 			IdleConnTimeout:     time.Minute,
+			// An image is sent when the host has taken the request.
+			ExpectContinueTimeout: handshakeTimeout,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}

@@ -142,8 +142,8 @@ func (d *instance) Create(ctx context.Context, definition []byte) (api.VM, error
 	if err := d.fits(def); err != nil {
 		return api.VM{}, err
 	}
-	if def, err = define.Create(ctx, v, def); err != nil {
-		return api.VM{}, volumeError(err)
+	if err := d.change(ctx, func(v *volume.Volume) (err error) { def, err = define.Create(ctx, v, def); return err }); err != nil {
+		return api.VM{}, err
 	}
 	d.event(api.EventCommand, def.Name, fmt.Sprintf("created, %d MiB of memory, %d disks", def.MemoryMiB, len(def.Disks)))
 	if err := d.refresh(ctx, v); err != nil {
@@ -175,18 +175,19 @@ func (d *instance) fits(def volume.Definition) error {
 
 // Delete implements server.Backend.
 func (d *instance) Delete(ctx context.Context, name string) error {
-	v, err := d.opened()
+	_, cancel := context.WithCancel(ctx)
+	j := &job{what: changing, cancel: cancel, done: make(chan struct{})}
+	if err := d.jobs.enter(name, j); err != nil {
+		cancel()
+		return err
+	}
+	err := d.change(ctx, func(v *volume.Volume) error { return define.Delete(ctx, v, d.keeper(), name) })
+	d.jobs.leave(name, j, err)
 	if err != nil {
 		return err
 	}
-	if err := define.Delete(ctx, v, name); err != nil {
-		return volumeError(err)
-	}
 	d.event(api.EventCommand, name, "deleted")
-	if err := d.refresh(ctx, v); err != nil {
-		return volumeError(err)
-	}
-	return nil
+	return d.changed(ctx)
 }
 
 // Forward implements server.Backend.
@@ -194,6 +195,11 @@ func (d *instance) Forward(ctx context.Context, name, method, path string) (vmso
 	v, err := d.unblocked(name)
 	if err != nil {
 		return vmsock.Reply{}, err
+	}
+	if path == "/start" || path == "/force-start" {
+		if err := d.startable(ctx, name); err != nil {
+			return vmsock.Reply{}, err
+		}
 	}
 	reply, err := v.sock.Do(ctx, method, path)
 	if err != nil {
@@ -291,6 +297,9 @@ func volumeError(err error) error {
 		{volume.ErrInvalid, http.StatusBadRequest},
 		{volume.ErrExists, http.StatusConflict},
 		{define.ErrNotStopped, http.StatusConflict},
+		{define.ErrHeld, http.StatusConflict},
+		{volume.ErrNotReady, http.StatusConflict},
+		{volume.ErrImage, http.StatusBadRequest},
 		{volume.ErrNotFound, http.StatusNotFound},
 		{volume.ErrFull, http.StatusInsufficientStorage},
 	} {

@@ -4,14 +4,15 @@
 // # Place
 //
 // The program hvd runs it, and starts itself again as "hvd vm NAME" for each VM, which is hvd/vmproc. The daemon
-// decides nothing about VMs: the two processes of a VM, one on each host, do. It imports ftlink/pairing, session and wire,
-// hvd/api, hostcfg, hostkey, iscsi, kvm, nexus and volume, and its own packages: checkup, define, journal, partner, server,
-// supervise and vmsock.
+// decides nothing about VMs: the two processes of a VM, one on each host, do. It changes disks while their VM is stopped. It
+// imports ftlink/pair, pairing, session and wire, hvd/api, hostcfg, hostkey, iscsi, kvm, nexus and volume, and its own
+// packages: checkup, define, journal, partner, server, supervise, survey and vmsock.
 //
 // # Life
 //
 //	host.json --> (Run) one instance: --> keepVolume: log in, open, read definitions --> fleet: a process per VM
 //	     ^           |               |                                  ^ each 3 s, and after own changes
+//	     |           |               |     +-> jobs: new disks are zeroed, holds of the dead released; and what users ask
 //	     |           |               +-> server: API, TCP port 7443
 //	     |           |               +-> checks: KVM, until it's there
 //	     |           |               +-> partner: finds the other host and pairs with it --> pair.json, adopted at once
@@ -48,9 +49,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/ftlink/session"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/daemon/checkup"
+	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/daemon/journal"
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/hostkey"
@@ -86,6 +89,8 @@ type Options struct {
 	// Open logs in to the volume; by iSCSI.
 	Open func(ctx context.Context, l Login) (Store, error)
 
+	// StaleAfter is how long a VM that is held must not have changed to be a dead host's; define.StaleAfter.
+	StaleAfter time.Duration
 	// Poll is how often definitions and host.json are looked at; 3 s. Retry is the pause after a failure; 5 s.
 	Poll, Retry time.Duration
 }
@@ -102,6 +107,7 @@ type Child struct {
 type Login struct {
 	Volume hostcfg.Volume
 	Host   string // its name
+	Peer   string // the other host's, or empty
 	// Notify is told when the connection is lost and when it is back.
 	Notify func(line string)
 }
@@ -112,6 +118,8 @@ type Store struct {
 	// Join makes the session one of those that may write, as the VMs' sessions reserve the volume. It is called once
 	// the volume has turned out to be Duet's. warning is what the volume lacks, one line, or empty.
 	Join func(ctx context.Context) (warning string, err error)
+	// ShutOut takes away a keeper's right to write (hvd/daemon/define), which is dead or doesn't know that it should be; nil: nobody's can be taken.
+	ShutOut func(ctx context.Context, keeper pair.HostID) error
 	// Err tells why the volume can't be reached right now, or nil. It wraps iscsi.ErrClosed once the session is closed
 	// for good and another login is needed.
 	Err func() error
@@ -153,6 +161,9 @@ func (o *Options) defaults() {
 	}
 	if o.Open == nil {
 		o.Open = login
+	}
+	if o.StaleAfter == 0 {
+		o.StaleAfter = define.StaleAfter
 	}
 	if o.Poll == 0 {
 		o.Poll = 3 * time.Second

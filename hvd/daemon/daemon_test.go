@@ -18,6 +18,7 @@ import (
 	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/api/console"
+	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/daemon/journal"
 	"github.com/duet-ft/duet/hvd/daemon/supervise"
 	"github.com/duet-ft/duet/hvd/daemon/vmsock"
@@ -194,7 +195,11 @@ func checkEvents(t *testing.T, h *host, c *api.Client) {
 		words := strings.Fields(e.What)
 		got[strings.TrimSpace(e.VM+" "+words[len(words)-1])]++
 	}
-	want := map[string]int{"1": 1, "db disks": 1, "db started": 2, "here": 1, "drained": 1, "db crashes": 1, "db live": 2}
+	// The first process' event may be missing: a crash takes along what nobody has asked for yet.
+	if n := got["db live"]; n == 2 {
+		got["db live"] = 1
+	}
+	want := map[string]int{"1": 1, "db disks": 1, "db zeros": 1, "db started": 2, "here": 1, "drained": 1, "db crashes": 1, "db live": 1}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("events by their last words (-want +got):\n%s", d)
 	}
@@ -278,20 +283,20 @@ func TestFollowsTheVolume(t *testing.T) {
 		return p
 	}
 	for _, name := range []string{"x", "b"} {
-		if _, err := v.Create(ctx, definition(name, 64)); err != nil {
+		if _, err := define.Create(ctx, v, definition(name, 64)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	before := pids("b", "x")
-	if err := v.Delete(ctx, "b"); err != nil {
+	if err := v.Delete(ctx, "b", ""); err != nil {
 		t.Fatal(err)
 	}
 	pids("x")
 	// The same name with another identity is another VM: it needs a process of its own.
-	if err := v.Delete(ctx, "x"); err != nil {
+	if err := v.Delete(ctx, "x", ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := v.Create(ctx, definition("x", 64)); err != nil {
+	if _, err := define.Create(ctx, v, definition("x", 64)); err != nil {
 		t.Fatal(err)
 	}
 	h.eventually(t, "another process for x", func() bool { return pids("x")[0] != before[1] })
@@ -342,7 +347,7 @@ func TestBrokenVM(t *testing.T) {
 	h := newHost(t, goodConfig)
 	v := h.format(t)
 	ctx := deadline(t)
-	if _, err := v.Create(ctx, definition("broken", 64)); err != nil {
+	if _, err := define.Create(ctx, v, definition("broken", 64)); err != nil {
 		t.Fatal(err)
 	}
 	h.start(t)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,12 +19,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/ftlink/session"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/api/console"
 	"github.com/duet-ft/duet/hvd/daemon/checkup"
+	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/daemon/vmsock"
 	"github.com/duet-ft/duet/hvd/hostkey"
+	"github.com/duet-ft/duet/hvd/nexus"
 	"github.com/duet-ft/duet/hvd/volume"
 )
 
@@ -120,6 +124,9 @@ type host struct {
 	addr chan string // of each listener that is opened
 	mem  *volume.Memory
 
+	// fault is that of the daemon's session.
+	fault func(op volume.Op, lba uint64, blocks int) volume.Fault
+
 	// offline is what the session says about itself, nil being online.
 	offline atomic.Pointer[error]
 
@@ -182,11 +189,21 @@ func newHost(t *testing.T, config string) *host {
 		Hardware: func() (Hardware, error) { return Hardware{MemoryMiB: 1024, Locator: "trap"}, nil },
 		Open: func(_ context.Context, l Login) (Store, error) {
 			s := h.mem.Session(l.Host)
+			s.Fault = h.fault
 			return Store{
 				Blocks: s,
 				Join:   func(ctx context.Context) (string, error) { return "", s.Join(ctx) },
-				Err:    func() error { return h.err() },
-				Close:  func() error { return nil },
+				ShutOut: func(ctx context.Context, keeper pair.HostID) error {
+					list, _, err := s.Registrations(ctx)
+					for _, r := range list {
+						if define.Keeper(nexus.Initiator(r.Port.Initiator)).ID() == keeper {
+							err = errors.Join(err, s.Fence(ctx, r.Port))
+						}
+					}
+					return err
+				},
+				Err:   func() error { return h.err() },
+				Close: func() error { return nil },
 			}, nil
 		},
 		Poll: 20 * time.Millisecond, Retry: 20 * time.Millisecond,

@@ -62,8 +62,8 @@ func (f *fleet) follow(list []volume.Definition) {
 		wanted[def.Name] = def
 	}
 	for name, v := range f.vms {
-		if def, ok := wanted[name]; !ok || def.UUID != v.def.UUID {
-			f.dismiss(v)
+		if def, ok := wanted[name]; !ok || def.UUID != v.def.UUID || !slices.Equal(def.Disks, v.def.Disks) {
+			f.dismiss(v) // disks change only while the VM is stopped; its process has opened those that were
 		}
 	}
 	for name, def := range wanted {
@@ -82,6 +82,8 @@ func (f *fleet) follow(list []volume.Definition) {
 		case v.cancel != nil:
 		case kvm != "ok":
 			v.blocked = kvm
+		case def.Ready() != nil:
+			v.blocked = def.Ready().Error()
 		case def.MemoryMiB > memory:
 			v.blocked = fmt.Sprintf("memory_mib %d is more than this host has (%d MiB)", def.MemoryMiB, memory)
 		default:

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/daemon/journal"
 	"github.com/duet-ft/duet/hvd/daemon/partner"
@@ -39,6 +40,7 @@ type instance struct {
 	token      string // empty: the API is a local one
 	events     *journal.Journal
 	fleet      *fleet
+	jobs       *jobs
 	partner    *partner.Host
 
 	pinning sync.Mutex    // held while a partner is kept or forgotten
@@ -52,6 +54,9 @@ type instance struct {
 	vacant   error
 	vacantAt time.Time
 
+	// When the metadata was last looked at for damage; tend's.
+	tended time.Time
+
 	mu      sync.Mutex
 	cfg     *hostcfg.Config   // replaced, never changed
 	problem string            // of host.json, or empty
@@ -62,10 +67,13 @@ type instance struct {
 	hardware    Hardware
 	kvm         string // "ok", or what is wrong
 	volume      *volume.Volume
-	volState    string       // "ok", or what is wrong
-	online      func() error // of the session, see Store.Err
-	warning     string       // what the volume lacks
-	seen        bool         // the definitions have been read
+	volState    string        // "ok", or what is wrong
+	blocks      volume.Blocks // of the session, also where the volume isn't Duet's
+	online      func() error  // of the session, see Store.Err
+	join        func(ctx context.Context) (string, error)
+	shutOut     func(ctx context.Context, keeper pair.HostID) error
+	warning     string // what the volume lacks
+	seen        bool   // the definitions have been read
 }
 
 func newInstance(o Options, events *journal.Journal) (*instance, error) {
@@ -90,6 +98,7 @@ func newInstance(o Options, events *journal.Journal) (*instance, error) {
 		}
 	}
 	d.fleet = newFleet(d)
+	d.jobs = newJobs()
 	var err error
 	d.partner, err = d.newPartner()
 	return d, err
@@ -171,6 +180,7 @@ func (d *instance) run(ctx context.Context) {
 		}
 	})
 	all.Wait()
+	d.jobs.cancelAll(true)
 	d.fleet.close()
 }
 

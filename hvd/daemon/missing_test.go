@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/iscsi"
 	"github.com/duet-ft/duet/hvd/volume"
 )
@@ -213,7 +214,7 @@ func TestVMThatThisHostCannotRun(t *testing.T) {
 	v := h.format(t)
 	ctx := deadline(t)
 	for _, d := range []volume.Definition{definition("big", 2048), definition("db", 64)} {
-		if _, err := v.Create(ctx, d); err != nil {
+		if _, err := define.Create(ctx, v, d); err != nil {
 			t.Fatal(err)
 		}
 	}

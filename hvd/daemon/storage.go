@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/hvd/api"
+	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/iscsi"
 	"github.com/duet-ft/duet/hvd/nexus"
@@ -54,9 +58,37 @@ func login(ctx context.Context, l Login) (Store, error) {
 			joined.Store(true)
 			return join(ctx, s)
 		},
-		Err:   s.Err,
-		Close: s.Close,
+		ShutOut: func(ctx context.Context, keeper pair.HostID) error { return shutOut(ctx, s, l.Peer, keeper) },
+		Err:     s.Err,
+		Close:   s.Close,
 	}, nil
+}
+
+// shutOut fences the sessions by which a keeper changes disks: a host's daemon, or the program's volume commands. VMs of that
+// host have sessions of their own, and go on.
+func shutOut(ctx context.Context, s *iscsi.Session, peer string, keeper pair.HostID) error {
+	list, _, err := s.Registrations(ctx)
+	if errors.Is(err, iscsi.ErrUnsupported) {
+		return nil // then nobody can be shut out
+	}
+	if err != nil {
+		return err
+	}
+	victims := []iscsi.Port{{Initiator: nexus.Initiator(peer), ISID: nexus.ISID(nexus.Daemon)}} // also where the target tells no names
+	for _, r := range list {
+		if r.Port.ISID == nexus.ISID(nexus.Daemon) || strings.HasPrefix(r.Port.Initiator, nexus.Initiator(nexus.Tool)) {
+			victims = append(victims, r.Port)
+		}
+	}
+	for _, p := range victims {
+		if define.Keeper(p.Initiator).ID() != keeper && define.SessionKeeper(p.Initiator, p.ISID).ID() != keeper {
+			continue
+		}
+		if err := s.Fence(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // keepVolume logs in, opens the volume and watches it, and begins anew when that fails.
@@ -75,13 +107,17 @@ func (d *instance) keepVolume(ctx context.Context) {
 			continue
 		}
 		d.mu.Lock()
-		d.online = store.Err
+		d.online, d.join, d.shutOut = store.Err, store.Join, store.ShutOut
 		d.mu.Unlock()
 		d.setVolume(v, "ok", warning)
 		d.watch(ctx, store, v, warning)
 		if ctx.Err() == nil {
 			d.setVolume(nil, "no volume: the session was closed", "")
 		}
+		d.jobs.cancelAll(ctx.Err() != nil) // they give their VMs back while there is a session
+		d.mu.Lock()
+		d.blocks = nil
+		d.mu.Unlock()
 		store.Close()
 		sleep(ctx, d.opt.Retry, nil)
 	}
@@ -100,17 +136,28 @@ func unnamed(cfg *hostcfg.Config) string {
 
 // open logs in and opens the volume. Only one that is Duet's is joined: a reservation would keep others from theirs.
 func (d *instance) open(ctx context.Context, cfg *hostcfg.Config) (store Store, v *volume.Volume, warning string, err error) {
-	store, err = d.opt.Open(ctx, Login{*cfg.Volume, cfg.Name, func(line string) { d.log("volume: " + line) }})
+	peer := ""
+	if cfg.Peer != nil {
+		peer = cfg.Peer.Name
+	}
+	store, err = d.opt.Open(ctx, Login{*cfg.Volume, cfg.Name, peer, func(line string) { d.log("volume: " + line) }})
 	if err != nil {
 		return store, nil, "", err
 	}
+	d.mu.Lock()
+	d.blocks = store.Blocks
+	d.mu.Unlock()
 	if v, err = volume.Open(ctx, store.Blocks); errors.Is(err, volume.ErrNotDuet) {
 		err = d.foreign(ctx, store.Blocks, err)
 	}
 	if err == nil {
+		v.OnRepair(func(line string) { d.event(api.EventVolume, "", line) })
 		warning, err = store.Join(ctx)
 	}
 	if err != nil {
+		d.mu.Lock()
+		d.blocks = nil
+		d.mu.Unlock()
 		store.Close()
 	}
 	return store, v, warning, err
@@ -134,6 +181,9 @@ func (d *instance) foreign(ctx context.Context, b volume.Blocks, why error) erro
 
 // watch carries out what the definitions say, until ctx ends or the session is closed.
 func (d *instance) watch(ctx context.Context, store Store, v *volume.Volume, warning string) {
+	var aside sync.WaitGroup
+	var tending atomic.Bool
+	defer aside.Wait()
 	for {
 		state := "ok"
 		if err := d.refresh(ctx, v); err != nil {
@@ -143,6 +193,12 @@ func (d *instance) watch(ctx context.Context, store Store, v *volume.Volume, war
 			return
 		}
 		d.setVolume(v, state, warning)
+		if tending.CompareAndSwap(false, true) { // a repair may have to wait for a minute
+			aside.Go(func() {
+				d.tend(ctx, v)
+				tending.Store(false)
+			})
+		}
 		if !sleep(ctx, d.opt.Poll, d.wake) {
 			return
 		}
@@ -163,6 +219,7 @@ func (d *instance) refresh(ctx context.Context, v *volume.Volume) error {
 	d.seen = true
 	d.mu.Unlock()
 	d.fleet.follow(list)
+	d.tendDisks(ctx, v, list)
 	return nil
 }
 

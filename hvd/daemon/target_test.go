@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -12,7 +13,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/hostcfg"
+	"github.com/duet-ft/duet/hvd/iscsi"
+	"github.com/duet-ft/duet/hvd/nexus"
+	"github.com/duet-ft/duet/hvd/volume"
 	"github.com/duet-ft/duet/image/target"
 )
 
@@ -143,5 +148,98 @@ func TestBadTarget(t *testing.T) {
 	}
 	if b, err := os.ReadFile(small); err != nil || strings.Trim(string(b), "\x00") != "" {
 		t.Errorf("the small volume was written to (%v)", err)
+	}
+}
+
+// TestShutOut shuts keepers out of a real target's volume: a host's daemon and one run of the volume commands, and neither the
+// host's VMs nor another run.
+func TestShutOut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: no real target")
+	}
+	tg, ctx := startTarget(t, "", 64<<20), deadline(t)
+	dial := func(initiator string, isid [6]byte) *iscsi.Session {
+		s, err := iscsi.Dial(ctx, iscsi.Config{
+			Portal: tg.Portal(), Target: tg.IQN(), User: targetUser, Secret: targetSecret, Initiator: initiator, ISID: isid,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		if err := s.Join(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	tool := nexus.Initiator(nexus.Tool + "b")
+	own := dial(nexus.Initiator("a"), nexus.ISID(nexus.Daemon))
+	daemon, vm := dial(nexus.Initiator("b"), nexus.ISID(nexus.Daemon)), dial(nexus.Initiator("b"), nexus.ISID(0))
+	one, other := dial(tool, [6]byte{0x80, 1}), dial(tool, [6]byte{0x80, 2})
+	for _, k := range []define.Keeper{define.Keeper(nexus.Initiator("b")), define.SessionKeeper(tool, [6]byte{0x80, 1}), "nobody"} {
+		if err := shutOut(ctx, own, "b", k.ID()); err != nil {
+			t.Errorf("%s: %v", k, err)
+		}
+	}
+	block := make([]byte, 512)
+	for name, c := range map[string]struct {
+		s   *iscsi.Session
+		out bool
+	}{"the own daemon": {own, false}, "the daemon": {daemon, true}, "a VM": {vm, false}, "the run": {one, true}, "another run": {other, false}} {
+		if err := c.s.Write(ctx, 9, block); errors.Is(err, iscsi.ErrReservationConflict) != c.out || !c.out && err != nil {
+			t.Errorf("%s writes: %v", name, err)
+		}
+	}
+}
+
+// TestDisksOnTarget makes, fills and reads a disk on a real target, and has the volume checked.
+func TestDisksOnTarget(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: no real target")
+	}
+	tg, ctx := startTarget(t, "", 128<<20), deadline(t)
+	s, err := iscsi.Dial(ctx, iscsi.Config{
+		Portal: tg.Portal(), Target: tg.IQN(), User: targetUser, Secret: targetSecret, Initiator: nexus.Initiator("format"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(volume.Format(ctx, s), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := json.Marshal(hostcfg.Config{Name: "a", Token: "s3cret", Volume: &hostcfg.Volume{
+		Portal: tg.Portal(), Target: tg.IQN(), User: targetUser, Secret: targetSecret,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, string(cfg))
+	h.opt.Open = login
+	h.start(t)
+	c := h.client(t, "s3cret")
+	h.eventually(t, "the volume is there", func() bool { s, err := c.Host(ctx); return err == nil && s.Volume == "ok" })
+	if _, err := c.Create(ctx, definition("db", 64)); err != nil {
+		t.Fatal(err)
+	}
+	if d := h.ready(t, c, "db", "root"); d.State != "ready" {
+		t.Errorf("a new disk is %+v", d)
+	}
+	if _, err := c.GrowDisk(ctx, "db", "root", 40<<20); err != nil {
+		t.Error(err)
+	}
+	h.ready(t, c, "db", "root")
+	image := bytes.Repeat([]byte("0123456789abcdef"), 2<<20)
+	if err := c.ImportDisk(ctx, "db", "root", bytes.NewReader(image)); err != nil {
+		t.Fatal(err)
+	}
+	if got := export(t, c, "db", "root"); !bytes.Equal(got, append(image, make([]byte, 8<<20)...)) {
+		t.Errorf("the disk of %d bytes holds something else", len(got))
+	}
+	r, err := c.Volume(ctx)
+	rows := map[string]string{}
+	for _, row := range r.Rows {
+		rows[row.Name] = row.Value
+	}
+	if err != nil || !r.OK || rows["COMPARE AND WRITE"] != "yes" || rows["VM db"] != "stopped" || rows["partition 2"] != "duet:db:root, 40 MiB" {
+		t.Errorf("report %+v, %v", r, err)
 	}
 }

@@ -22,6 +22,9 @@ package nexus
 // Daemon is the slot of a host's daemon.
 const Daemon = -1
 
+// Tool is what the name begins with that the volume commands use for a host's.
+const Tool = "tool-"
+
 // prefix is what every initiator name of Duet begins with.
 const prefix = "iqn.2026-01.org.duet-ft:"
 

@@ -240,6 +240,9 @@ func (p *Process) boot(ctx context.Context) {
 
 // load makes a machine that stands at its kernel's first instruction.
 func (p *Process) load(ctx context.Context) (*guest, error) {
+	if err := p.sameDisks(ctx); err != nil {
+		return nil, err
+	}
 	image, err := p.findKernel(ctx)
 	if err != nil {
 		return nil, err

@@ -160,6 +160,10 @@ func TestBeginSeedRefuses(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "its copy has 67108864 bytes of memory, host a's has 134217728") {
 		t.Errorf("other memory: %v", err)
 	}
+	err = p.beginSeed(7, nil, seedHeader{Memory: 64 << 20, Host: good, Disks: "2048+4096"})
+	if err == nil || !strings.Contains(err.Error(), "its disks lie at blocks unknown, host a's at 2048+4096") {
+		t.Errorf("other disks: %v", err)
+	}
 }
 
 // A process that refused is no peer any more, and only that one: the protocol

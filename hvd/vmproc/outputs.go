@@ -295,6 +295,7 @@ type seedHeader struct {
 	Memory uint64    `json:"memory"` // bytes
 	Salt   uint64    `json:"salt"`   // of the pages' hashes
 	Host   traits    `json:"host"`   // the sender's
+	Disks  string    `json:"disks"`  // where they lie
 }
 
 func (h seedHeader) encode() []byte {

@@ -213,10 +213,7 @@ func (p *Process) open(ctx context.Context) error {
 	if err := p.openVolume(ctx); err != nil {
 		return err
 	}
-	if err := p.openPair(); err != nil {
-		return err
-	}
-	return p.initArbiter(ctx)
+	return p.openPair()
 }
 
 func (p *Process) close() {
@@ -285,7 +282,8 @@ func lookISID(name string) [6]byte {
 	return nexus.ISID(256 + int(h.Sum32()%60000))
 }
 
-// hostID derives a host's number in the protocol from its key.
+// hostID derives a host's number in the protocol from its key. It is odd: even
+// numbers are those of whoever holds a stopped VM (hvd/daemon/define).
 func hostID(key ed25519.PublicKey) pair.HostID {
 	h := sha256.Sum256(key)
 	return pair.HostID(binary.BigEndian.Uint64(h[:]) | 1)
@@ -332,17 +330,6 @@ func parseUUID(s string) (u pair.UUID, err error) {
 		return u, fmt.Errorf("the VM's UUID %q isn't one", s)
 	}
 	return pair.UUID(b), nil
-}
-
-// initArbiter writes the VM's first arbiter block if there is none.
-func (p *Process) initArbiter(ctx context.Context) error {
-	var n [16]byte
-	if _, err := rand.Read(n[:]); err != nil {
-		return err
-	}
-	return p.arbiter.Init(ctx, pair.Nonce{
-		Incarnation: binary.LittleEndian.Uint64(n[:]) | 1, N: binary.LittleEndian.Uint64(n[8:]),
-	})
 }
 
 // tick is how often the protocol is told the time: well above twice a

@@ -225,10 +225,11 @@ func TestHeartbeatsWhileTheLoopWaits(t *testing.T) {
 	p.pulse = &pulse{send: e.hear, say: func(string) {}, begun: p.begun}
 	vm := pair.UUID{1}
 	p.arbiter = &arbiter.Executor{Blocks: volume.NewMemory(8, 512).Session("b"), Size: 512, VM: vm}
-	if err := p.initArbiter(t.Context()); err != nil {
+	free := pair.Block{VM: vm, Kind: pair.Free, Epoch: 1, Nonce: pair.Nonce{Incarnation: 1, N: 1}}
+	_, err := p.arbiter.Blocks.CompareAndWrite(t.Context(), 0, make([]byte, 512), arbiter.Encode(free, 512))
+	if err != nil {
 		t.Fatal(err)
 	}
-	var err error
 	if p.pair, err = pair.New(pair.Config{Self: 1, Peer: 2, VM: vm, Heartbeat: heartbeat}, 3); err != nil {
 		t.Fatal(err)
 	}

@@ -169,7 +169,7 @@ func (p *Process) sendSeed(ctx context.Context, conn *session.Conn, g *guest, se
 	p.mu.Lock()
 	p.offered, p.offer = conn, h
 	p.mu.Unlock()
-	head := seedHeader{Seed: seed, Memory: g.m.Memory.Size(), Salt: h.salt, Host: p.own}
+	head := seedHeader{Seed: seed, Memory: g.m.Memory.Size(), Salt: h.salt, Host: p.own, Disks: layout(p.disks)}
 	if err := conn.Send(wire.Frame{Type: wire.TypeSeedBegin, Payload: head.encode()}); err != nil {
 		return vm.SeedStats{}, err
 	}
@@ -262,6 +262,10 @@ func (p *Process) unfit(s seedHeader) string {
 	if want := uint64(p.def.MemoryMiB) << 20; s.Memory != want {
 		return fmt.Sprintf("host %s can't protect the VM: its copy has %d bytes of memory, host %s's has %d; if the VM's definition was changed, stop the VM and start it again",
 			p.host.Name, want, peer, s.Memory)
+	}
+	if own := layout(p.disks); s.Disks != own {
+		return fmt.Sprintf("host %s can't protect the VM: its disks lie at blocks %s, host %s's at %s; if they were changed, this passes by itself",
+			p.host.Name, plain(own), peer, plain(s.Disks))
 	}
 	return ""
 }

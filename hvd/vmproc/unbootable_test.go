@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/duet-ft/duet/ftlink/pair"
+	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/hostkey"
 	"github.com/duet-ft/duet/hvd/volume"
@@ -73,14 +74,14 @@ func onTarget(t *testing.T, disks map[string][]byte) (file string, cfg *hostcfg.
 	}
 	for name, disk := range disks {
 		def := volume.Definition{Name: name, Slot: volume.AutoSlot, MemoryMiB: 64, Disks: []volume.DiskDef{{Name: "root", SizeBytes: uint64(len(disk))}}}
-		if _, err := v.Create(ctx, def); err != nil {
+		if def, err = define.Create(ctx, v, def); err != nil {
 			t.Fatal(err)
 		}
-		d, err := v.OpenDisk(ctx, name, "root")
+		err := v.Fill(ctx, def, "root", volume.DiskPartial, func(ctx context.Context, d *volume.DiskIO) error {
+			_, err := volume.CopyStream(ctx, d, bytes.NewReader(disk), nil)
+			return err
+		})
 		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := volume.CopyImage(ctx, d, bytes.NewReader(disk), int64(len(disk)), true, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -131,7 +132,6 @@ func TestUnbootable(t *testing.T) {
 			for _, open := range []func() error{
 				func() error { return p.openVolume(t.Context()) },
 				p.openPair,
-				func() error { return p.initArbiter(t.Context()) },
 			} {
 				if err := open(); err != nil {
 					t.Fatal(err)

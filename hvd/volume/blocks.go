@@ -35,6 +35,10 @@ var (
 	ErrExists = errors.New("is taken")
 	// ErrNotFound says that there is no such VM or disk.
 	ErrNotFound = errors.New("not found")
+	// ErrNotReady says that a disk can't be used (yet).
+	ErrNotReady = errors.New("isn't ready")
+	// ErrImage says that a disk image can't be used.
+	ErrImage = errors.New("disk image")
 	// ErrFull says that the volume has no room for a disk or a VM.
 	ErrFull = errors.New("volume is full")
 	// ErrInvalid says that a definition can't be used.

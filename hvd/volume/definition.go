@@ -55,6 +55,38 @@ type DiskDef struct {
 	Name string `json:"name"`
 	// SizeBytes is a multiple of 4096, from 1 MiB on.
 	SizeBytes uint64 `json:"size_bytes"`
+	// State is empty for a disk that can be used, or DiskNew or DiskPartial.
+	// Create and Fill set it.
+	State string `json:"state,omitempty"`
+}
+
+// States of a disk that no guest may see.
+const (
+	// DiskNew may still hold another disk's former data.
+	DiskNew = "new"
+	// DiskPartial was to be filled, which hasn't ended, or was broken off.
+	DiskPartial = "partial"
+)
+
+// Ready fails with ErrNotReady, in one line, if the disk can't be used.
+func (k DiskDef) Ready(vm string) error {
+	switch k.State {
+	case "":
+		return nil
+	case DiskNew:
+		return fmt.Errorf("disk %s of VM %s %w: it is being filled with zeros", k.Name, vm, ErrNotReady)
+	}
+	return fmt.Errorf("disk %s of VM %s %w: an import or copy onto it hasn't ended; if none is under way, do it again, or delete the disk", k.Name, vm, ErrNotReady)
+}
+
+// Ready fails with ErrNotReady if one of the VM's disks can't be used.
+func (d Definition) Ready() error {
+	for _, k := range d.Disks {
+		if err := k.Ready(d.Name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 const maxDisks = 16
@@ -150,6 +182,8 @@ func (d Definition) check() error {
 			return bad("two disks are called %q", k.Name)
 		case k.SizeBytes < 1<<20 || k.SizeBytes%4096 != 0 || k.SizeBytes > 1<<60:
 			return bad("disk %q: size_bytes %d: expected a multiple of 4096, at least 1 MiB", k.Name, k.SizeBytes)
+		case k.State != "" && k.State != DiskNew && k.State != DiskPartial:
+			return bad("disk %q: state %.40q is not known", k.Name, k.State)
 		}
 		names[k.Name] = true
 	}

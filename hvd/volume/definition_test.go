@@ -54,8 +54,8 @@ func TestCheckDefinition(t *testing.T) {
 		{"kernel \"new\"", func(d *Definition) { d.Kernel = "new" }},
 		{"0 disks", func(d *Definition) { d.Disks = nil }},
 		{"two disks", func(d *Definition) { d.Disks = append(d.Disks, d.Disks[0]) }},
-		{"size_bytes 5", func(d *Definition) { d.Disks = []DiskDef{{"root", 5}} }},
-		{"disk \"A\"", func(d *Definition) { d.Disks = []DiskDef{{"A", 1 << 20}} }},
+		{"size_bytes 5", func(d *Definition) { d.Disks = []DiskDef{{Name: "root", SizeBytes: 5}} }},
+		{"disk \"A\"", func(d *Definition) { d.Disks = []DiskDef{{Name: "A", SizeBytes: 1 << 20}} }},
 	} {
 		d := good
 		c.change(&d)
@@ -67,7 +67,7 @@ func TestCheckDefinition(t *testing.T) {
 
 func TestTwoWithOneName(t *testing.T) {
 	v := open(t, newMemory(t, 512).Session("a"))
-	first, err := v.Create(t.Context(), vm("web", 10))
+	first, err := v.create(t.Context(), vm("web", 10))
 	must(t, err)
 	for _, c := range []struct {
 		want   string
@@ -81,15 +81,15 @@ func TestTwoWithOneName(t *testing.T) {
 	} {
 		d := vm("other", 10)
 		c.change(&d)
-		if _, err := v.Create(t.Context(), d); !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), c.want) {
+		if _, err := v.create(t.Context(), d); !errors.Is(err, ErrExists) || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("got %v, want %q", err, c.want)
 		}
 	}
 	for i := range MaxVMs - 1 {
-		_, err := v.Create(t.Context(), vm("v"+strings.Repeat("x", i%20)+string(rune('a'+i/20)), 1))
+		_, err := v.create(t.Context(), vm("v"+strings.Repeat("x", i%20)+string(rune('a'+i/20)), 1))
 		must(t, err)
 	}
-	if _, err := v.Create(t.Context(), vm("last", 1)); !errors.Is(err, ErrFull) {
+	if _, err := v.create(t.Context(), vm("last", 1)); !errors.Is(err, ErrFull) {
 		t.Errorf("VM 65: %v", err)
 	}
 }

@@ -13,8 +13,9 @@ func newDisk(t *testing.T, blockSize int) (*Memory, *DiskIO) {
 	t.Helper()
 	m := newMemory(t, blockSize)
 	v := open(t, m.Session("a"))
-	_, err := v.Create(t.Context(), vm("web", 10))
+	_, err := v.create(t.Context(), vm("web", 10))
 	must(t, err)
+	must(t, zeroed(t.Context(), v, "web", "root"))
 	d, err := v.OpenDisk(t.Context(), "web", "root")
 	must(t, err)
 	if d.Sectors() != 10<<20/512 || d.BlockSize() != blockSize {

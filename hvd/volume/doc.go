@@ -33,29 +33,41 @@
 //	0x100000  definitions, slot 0, up to 4 MiB
 //	0x800000  definitions, slot 1, up to 4 MiB
 //	          0 "DUETDEFS"  8 version u32 = 1  12 length of the JSON u32
-//	          16 generation u64  24 checksum of the JSON u32  508 checksum u32
-//	          4096 JSON: {"vms": [definition, ...]}
+//	          16 generation u64  24 checksum of the JSON u32
+//	          28 number of the slot + 1 u32 (0: not said)  508 checksum u32
+//	          4096 JSON: {"vms": [definition, ...]}, zeros up to 4096 bytes
 //
 // # Updates
 //
 // The slot with the higher generation and good checksums holds the
-// definitions. An update
+// definitions; usually both hold the same. An update
 //
 //  1. takes the lock: COMPARE AND WRITE of the lock block from free to a nonce
 //     of its own. A lock that hasn't changed for 60 s belongs to a dead host
 //     and is taken over the same way; the owner itself stops writing 20 s after
-//     it got the lock;
+//     it got the lock, and looks at it before each write;
 //  2. reads both slots again;
 //  3. changes the GPT where disks are added (backup first, then primary);
-//  4. writes the other slot with the next generation, and syncs: from here on
-//     the update holds;
-//  5. changes the GPT where disks are removed;
-//  6. gives the lock back with the new generation, by COMPARE AND WRITE.
+//  4. writes the next generation to the slot that doesn't hold the definitions,
+//     or to slot 1 where both do, and syncs: from here on the update holds;
+//  5. writes it to the other slot, and syncs;
+//  6. changes the GPT where disks are removed;
+//  7. gives the lock back with the new generation, by COMPARE AND WRITE.
 //
-// A crash leaves the old definitions (before the slot is complete: it fails its
-// checksums) or the new ones. A partition that no definition mentions is a
-// remnant of such a crash and is dropped by the next update. A newest slot that
-// went bad later is told apart by the generation in the lock block, and is an
-// error: going on with older definitions is a person's decision (Rollback, which
-// is "hvd volume rollback").
+// A crash leaves the old definitions (before the first slot is complete: it fails
+// its checksums) or the new ones. A partition that no definition mentions is a
+// remnant of such a crash and is dropped by the next update.
+//
+// # Damage
+//
+// Every byte of the metadata is under a checksum, or known to be zero. Each
+// single piece can be lost: the GPT has its backup, the definitions have two
+// copies, the superblock follows from the GPT (whose disk GUID is the volume's,
+// and proved by that of partition 1), and the lock block from two good copies
+// of the definitions. Inspect names what is damaged, Repair writes it again; a
+// host does both by itself. A copy that is older than the lock block says is no
+// replacement: going on with it is a person's decision (Rollback, which is "hvd
+// volume rollback"). Arbiter blocks have no copy, since they change by one
+// COMPARE AND WRITE; they have a checksum, and a damaged one lets nobody run the
+// VM.
 package volume

@@ -84,7 +84,7 @@ func ours(ctx context.Context, b Blocks) bool {
 	if err != nil {
 		return true
 	}
-	_, err = decodeSuperblock(head[alignment:])
+	_, err = decodeSuperblock(head[alignment:][:bs])
 	return !errors.Is(err, ErrNotDuet) && !isZero(head[:2*bs])
 }
 
@@ -111,7 +111,7 @@ func lay(ctx context.Context, b Blocks, s superblock) error {
 	blocks, bs := b.Capacity()
 	v := &Volume{b: b, first: s.first}
 	for i, at := range slotAt {
-		p, err := definitions{generation: uint64(i)}.encode()
+		p, err := definitions{generation: 1}.encode(i)
 		if err != nil {
 			return err
 		}
@@ -148,8 +148,8 @@ func checkEmpty(ctx context.Context, b Blocks, s superblock) (unfinished *superb
 	if isZero(head) && isZero(tail) {
 		return nil, nil
 	}
-	if old, err := decodeSuperblock(head[alignment:]); err == nil && isZero(head[:alignment]) {
-		l, err := decodeLock(head[alignment+lockAt:])
+	if old, err := decodeSuperblock(head[alignment:][:bs]); err == nil && isZero(head[:alignment]) {
+		l, err := decodeLock(head[alignment+lockAt:][:bs])
 		if err == nil && l.generation > 1 {
 			return nil, fmt.Errorf("the volume is Duet's and has VM definitions, but its GPT is gone: %w; restore it with sgdisk", ErrDamaged)
 		}

@@ -40,7 +40,7 @@ func FuzzGPT(f *testing.F) {
 func FuzzRecords(f *testing.F) {
 	f.Add(superblock{blockSize: 512, blocks: 9}.encode())
 	f.Add(lockRecord{generation: 1, owner: "a"}.encode(512))
-	b, err := definitions{generation: 3}.encode()
+	b, err := definitions{generation: 3}.encode(0)
 	must2(err)
 	f.Add(b)
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -54,12 +54,12 @@ func FuzzRecords(f *testing.F) {
 				t.Fatalf("%+v became %+v, %v", s, got, err)
 			}
 		}
-		if d, err := decodeSlot(b); err == nil {
-			e, err := d.encode()
+		if d, err := decodeSlot(b, 0); err == nil {
+			e, err := d.encode(0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := decodeSlot(e); err != nil {
+			if _, err := decodeSlot(e, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -72,7 +72,7 @@ func FuzzRecords(f *testing.F) {
 			binary.LittleEndian.PutUint32(p[12:], n)
 			seal(p)
 			copy(p[slotHeader:], b[4:])
-			_, _ = decodeSlot(p)
+			_, _ = decodeSlot(p, 0)
 		}
 	})
 }

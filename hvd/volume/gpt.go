@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
@@ -67,9 +68,6 @@ type table struct {
 	blocks    uint64 // of the volume
 	blockSize int
 	parts     [gptEntries]partition
-	// fromBackup: the first header or its entries are damaged, and want to be
-	// written again.
-	fromBackup bool
 }
 
 // arrayBlocks is how many blocks the array of entries takes.
@@ -173,7 +171,7 @@ func decodeHeader(b []byte, own, blocks uint64) (h gptHeader, err error) {
 	}
 	c := slices.Clone(b[:n])
 	le.PutUint32(c[16:], 0)
-	if crc32.ChecksumIEEE(c) != le.Uint32(b[16:]) {
+	if crc32.ChecksumIEEE(c) != le.Uint32(b[16:]) || !isZero(b[n:]) {
 		return h, fmt.Errorf("GPT header: checksum: %w", ErrDamaged)
 	}
 	if le.Uint64(b[24:]) != own {
@@ -254,39 +252,49 @@ const alignment = 1 << 20
 // allocate finds room for a new partition of n bytes, first fit, and enters it.
 func (t *table) allocate(p partition, n uint64) error {
 	bs := uint64(t.blockSize)
-	unit := alignment / bs
 	need := roundUp(n, alignment) / bs
-	slot := -1
-	var used []partition
-	for i, q := range t.parts {
-		switch {
-		case q.typ != (GUID{}):
-			used = append(used, q)
-		case slot < 0:
-			slot = i
-		}
-	}
+	slot := slices.IndexFunc(t.parts[:], func(q partition) bool { return q.typ == (GUID{}) })
 	if slot < 0 {
 		return fmt.Errorf("%w: it has %d partitions, which is the limit", ErrFull, gptEntries)
 	}
-	slices.SortFunc(used, func(a, b partition) int {
-		if a.first < b.first {
-			return -1
+	for _, g := range t.gaps() {
+		if g.Blocks >= need {
+			p.first, p.last = g.FirstLBA, g.FirstLBA+need-1
+			t.parts[slot] = p
+			return nil
 		}
-		return 1
-	})
+	}
+	_, largest := t.free()
+	return fmt.Errorf("%w: %s wanted, the largest free piece has %s", ErrFull, size(n), size(largest))
+}
+
+// gaps are the free pieces between partitions, each from an aligned block on.
+func (t *table) gaps() (list []Extent) {
+	unit := alignment / uint64(t.blockSize)
+	var used []partition
+	for _, q := range t.parts {
+		if q.typ != (GUID{}) {
+			used = append(used, q)
+		}
+	}
+	slices.SortFunc(used, func(a, b partition) int { return cmp.Compare(a.first, b.first) })
 	first, last := t.usable()
-	at, free := roundUp(first, unit), uint64(0)
+	at := roundUp(first, unit)
 	for _, q := range append(used, partition{first: last + 1, last: last + 1}) {
 		if q.first > at {
-			if q.first-at >= need {
-				p.first, p.last = at, at+need-1
-				t.parts[slot] = p
-				return nil
-			}
-			free = max(free, q.first-at)
+			list = append(list, Extent{at, q.first - at})
 		}
 		at = max(at, roundUp(q.last+1, unit))
 	}
-	return fmt.Errorf("%w: %s wanted, the largest free piece has %s", ErrFull, size(n), size(free/unit*alignment))
+	return list
+}
+
+// free is how many bytes no partition takes, and the largest that one could take.
+func (t *table) free() (all, largest uint64) {
+	bs := uint64(t.blockSize)
+	for _, g := range t.gaps() {
+		all += g.Blocks * bs
+		largest = max(largest, g.Blocks*bs/alignment*alignment)
+	}
+	return all, largest
 }

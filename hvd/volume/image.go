@@ -1,10 +1,12 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 )
 
 // copyChunk is the unit in which an image is copied, zeroPiece that in which
@@ -21,25 +23,55 @@ const (
 // progress, if not nil, is told the bytes that are done. It returns the bytes
 // that were written.
 func CopyImage(ctx context.Context, d *DiskIO, image io.ReaderAt, n int64, fresh bool, progress func(done, total int64)) (written int64, err error) {
-	total := int64(d.Sectors()) * SectorSize
-	if n > total {
-		return 0, fmt.Errorf("image has %s, the virtual disk only %s", size(uint64(n)), size(uint64(total)))
+	if total := int64(d.Sectors()) * SectorSize; n > total {
+		return 0, fmt.Errorf("%w has %s, the virtual disk only %s", ErrImage, size(uint64(n)), size(uint64(total)))
 	}
+	r := &counted{r: strings.NewReader("")}
+	if n > 0 {
+		r.r = io.NewSectionReader(image, 0, n)
+	}
+	written, err = copyStream(ctx, d, r, fresh, progress)
+	if err == nil && r.n < n {
+		err = fmt.Errorf("image ends at byte %d of %d", r.n, n)
+	}
+	return written, err
+}
+
+// CopyStream is CopyImage for an image that comes as a stream, up to its end.
+func CopyStream(ctx context.Context, d *DiskIO, image io.Reader, progress func(done, total int64)) (written int64, err error) {
+	return copyStream(ctx, d, &counted{r: image}, false, progress)
+}
+
+// counted counts the bytes that were read, and tells the end of a stream from
+// one that was broken off, which a request's body calls ErrUnexpectedEOF.
+type counted struct {
+	r   io.Reader
+	n   int64
+	end bool // the stream's proper end was read
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	c.end = c.end || errors.Is(err, io.EOF)
+	return n, err
+}
+
+func copyStream(ctx context.Context, d *DiskIO, image *counted, fresh bool, progress func(done, total int64)) (written int64, err error) {
+	total := int64(d.Sectors()) * SectorSize
 	buf := make([]byte, copyChunk)
-	for at := int64(0); at < total; at += copyChunk {
-		if fresh && at >= n {
-			break
-		}
+	ended := false
+	for at := int64(0); at < total && !(ended && fresh); at += copyChunk {
 		p := buf[:min(copyChunk, total-at)]
-		clear(p)
-		if at < n {
-			part := p[:min(int64(len(p)), n-at)]
-			if got, err := image.ReadAt(part, at); got < len(part) && (err == nil || errors.Is(err, io.EOF)) {
-				return written, fmt.Errorf("image ends at byte %d of %d", at+int64(got), n)
-			} else if err != nil && !errors.Is(err, io.EOF) {
+		n := 0
+		if !ended {
+			n, err = io.ReadFull(image, p)
+			ended = image.end && n < len(p)
+			if err != nil && !ended {
 				return written, fmt.Errorf("image: %w", err)
 			}
 		}
+		clear(p[n:])
 		k, err := d.copyPieces(ctx, at, p, fresh)
 		written += k
 		if err != nil {
@@ -47,6 +79,14 @@ func CopyImage(ctx context.Context, d *DiskIO, image io.ReaderAt, n int64, fresh
 		}
 		if progress != nil {
 			progress(at+int64(len(p)), total)
+		}
+	}
+	if !ended {
+		var more [1]byte
+		if _, err := io.ReadFull(image, more[:]); err == nil {
+			return written, fmt.Errorf("%w is larger than the virtual disk, which has %s", ErrImage, size(uint64(total)))
+		} else if !image.end {
+			return written, fmt.Errorf("image: %w", err)
 		}
 	}
 	return written, d.Sync(ctx)
@@ -77,10 +117,43 @@ func (d *DiskIO) copyPieces(ctx context.Context, at int64, p []byte, fresh bool)
 				continue
 			}
 		}
-		if err := d.Write(ctx, sector, run); err != nil {
+		write := d.Write
+		if zero {
+			write = d.zero
+		}
+		if err := write(ctx, sector, run); err != nil {
 			return written, err
 		}
 		written += int64(len(run))
 	}
 	return written, nil
+}
+
+// ImageHead is how many bytes of an image CheckRaw looks at.
+const ImageHead = 32
+
+// formats are disk images that aren't raw, by what they begin with.
+var formats = []struct{ magic, name string }{
+	{"QFI\xfb", "qcow2"},
+	{"KDMV", "VMDK"},
+	{"# Disk DescriptorFile", "VMDK"},
+	{"conectix", "VHD"},
+	{"vhdxfile", "VHDX"},
+	{"\x1f\x8b", "gzip"},
+	{"\xfd7zXZ", "xz"},
+	{"\x28\xb5\x2f\xfd", "Zstandard"},
+}
+
+// CheckRaw refuses an image of another kind, whose bytes would be no disk, by
+// its first ImageHead bytes, or fewer if it has no more.
+func CheckRaw(head []byte) error {
+	if len(head) == 0 {
+		return fmt.Errorf("%w is empty", ErrImage)
+	}
+	for _, f := range formats {
+		if bytes.HasPrefix(head, []byte(f.magic)) {
+			return fmt.Errorf("%w is a %s file, and not a raw one: convert it first (qemu-img convert -O raw, or unpack it)", ErrImage, f.name)
+		}
+	}
+	return nil
 }

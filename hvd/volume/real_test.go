@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"sync"
@@ -43,19 +44,21 @@ func TestOverISCSI(t *testing.T) {
 	}
 	t.Log(errs)
 	a, b := open(t, hosts[0]), open(t, hosts[1])
+	// An update may take longer than tests with faults wait for a dead host.
+	a.steal, b.steal = lockSteal, lockSteal
 	if a.ID() != b.ID() {
 		t.Error("two volumes")
 	}
 	// Reservations are in force when definitions change.
 	must(t, hosts[0].Join(ctx))
-	if _, err := b.Create(ctx, vm("web", 10)); !errors.Is(err, iscsi.ErrReservationConflict) {
+	if _, err := b.create(ctx, vm("web", 10)); !errors.Is(err, iscsi.ErrReservationConflict) {
 		t.Errorf("update by a host that hasn't joined: %v", err)
 	}
 	must(t, hosts[1].Join(ctx))
 	for _, v := range []*Volume{a, b} {
 		wg.Go(func() {
 			for i := range 4 {
-				if _, err := v.Create(ctx, vm(string([]byte{'v', byte('a' + i)})+v.hostLetter(a), 4)); err != nil {
+				if _, err := v.create(ctx, vm(string([]byte{'v', byte('a' + i)})+v.hostLetter(a), 4)); err != nil {
 					t.Error(err)
 				}
 			}
@@ -72,15 +75,16 @@ func TestOverISCSI(t *testing.T) {
 func copyBig(t *testing.T, a, b *Volume) {
 	t.Helper()
 	ctx := t.Context()
-	_, err := a.Create(ctx, vm("big", 128))
-	must(t, err)
-	d, err := a.OpenDisk(ctx, "big", "root")
+	def, err := a.create(ctx, vm("big", 128))
 	must(t, err)
 	image := make([]byte, 128<<20)
 	rand.NewChaCha8([32]byte{5}).Read(image[:64<<20])
 	start := time.Now()
-	n, err := CopyImage(ctx, d, bytes.NewReader(image), int64(len(image)), true, nil)
-	must(t, err)
+	var n int64
+	must(t, a.Fill(ctx, def, "root", DiskPartial, func(ctx context.Context, d *DiskIO) (err error) {
+		n, err = CopyImage(ctx, d, bytes.NewReader(image), int64(len(image)), true, nil)
+		return err
+	}))
 	t.Logf("copied an image of 128 MiB (%d MiB of data) in %v", n>>20, time.Since(start))
 	e, err := b.OpenDisk(ctx, "big", "root")
 	must(t, err)
@@ -88,6 +92,21 @@ func copyBig(t *testing.T, a, b *Volume) {
 	must(t, e.Read(ctx, 0, got))
 	if !bytes.Equal(got, image) {
 		t.Error("the other host reads something else")
+	}
+	// The next disk on those blocks shows nothing of it.
+	must(t, a.Delete(ctx, "big", def.UUID))
+	_, err = b.create(ctx, vm("next", 64))
+	must(t, err)
+	at, err := b.Disk(ctx, "next", "root")
+	must(t, err)
+	if at.FirstLBA != e.Extent().FirstLBA {
+		t.Errorf("the next disk lies at %+v, and not where the last one was, at %+v", at, e.Extent())
+	}
+	start = time.Now()
+	must(t, zeroed(ctx, b, "next", "root"))
+	t.Logf("zeroed 64 MiB in %v", time.Since(start))
+	if !isZero(read(t, a, "next", "root")) {
+		t.Error("a new disk shows old data")
 	}
 }
 

@@ -35,6 +35,9 @@ const (
 	layoutVersion   = 1
 )
 
+// errNewer says that a later software wrote a record.
+var errNewer = errors.New("this software knows version")
+
 // superblock says that the volume is Duet's.
 type superblock struct {
 	blockSize uint32
@@ -89,7 +92,7 @@ func (l lockRecord) encode(blockSize int) []byte {
 }
 
 func decodeLock(b []byte) (l lockRecord, err error) {
-	if !sealed(b, lockMagic) {
+	if !sealed(b, lockMagic) || !isZero(b[recordLen:]) {
 		return l, fmt.Errorf("volume's lock block is %w", ErrDamaged)
 	}
 	owner, _, _ := bytes.Cut(b[32:96], []byte{0})
@@ -107,8 +110,8 @@ type slotJSON struct {
 	VMs []Definition `json:"vms"`
 }
 
-// encode returns header and JSON, padded to blocks.
-func (d definitions) encode() ([]byte, error) {
+// encode returns header and JSON for a slot, padded to blocks.
+func (d definitions) encode(slot int) ([]byte, error) {
 	if d.vms == nil {
 		d.vms = []Definition{}
 	}
@@ -126,29 +129,34 @@ func (d definitions) encode() ([]byte, error) {
 	binary.LittleEndian.PutUint32(b[12:], uint32(len(text)))
 	binary.LittleEndian.PutUint64(b[16:], d.generation)
 	binary.LittleEndian.PutUint32(b[24:], crc32.Checksum(text, castagnoli))
+	binary.LittleEndian.PutUint32(b[28:], uint32(slot+1))
 	seal(b)
 	copy(b[slotHeader:], text)
 	return b, nil
 }
 
 // slotLength checks a slot's header and returns the length of its JSON.
-func slotLength(b []byte) (int, error) {
-	if !sealed(b, slotMagic) {
+func slotLength(b []byte, slot int) (int, error) {
+	if len(b) < slotHeader || !sealed(b, slotMagic) || !isZero(b[recordLen:slotHeader]) {
 		return 0, fmt.Errorf("header of VM definitions is %w", ErrDamaged)
 	}
 	if v := binary.LittleEndian.Uint32(b[8:]); v != layoutVersion {
-		return 0, fmt.Errorf("VM definitions have version %d, this software knows version %d: update it on both hosts", v, layoutVersion)
+		return 0, fmt.Errorf("VM definitions have version %d, %w %d: update it on both hosts", v, errNewer, layoutVersion)
 	}
 	n := binary.LittleEndian.Uint32(b[12:])
 	if n > slotMax-slotHeader {
 		return 0, fmt.Errorf("VM definitions claim %d bytes: %w", n, ErrDamaged)
 	}
+	// Zero is what was written before the slots had numbers.
+	if k := binary.LittleEndian.Uint32(b[28:]); k != 0 && k != uint32(slot+1) {
+		return 0, fmt.Errorf("VM definitions are those of the other slot: %w", ErrDamaged)
+	}
 	return int(n), nil
 }
 
-// decodeSlot decodes header and JSON.
-func decodeSlot(b []byte) (d definitions, err error) {
-	n, err := slotLength(b)
+// decodeSlot decodes header, JSON and the zeros behind it.
+func decodeSlot(b []byte, slot int) (d definitions, err error) {
+	n, err := slotLength(b, slot)
 	if err != nil {
 		return d, err
 	}
@@ -156,6 +164,9 @@ func decodeSlot(b []byte) (d definitions, err error) {
 		return d, fmt.Errorf("VM definitions are cut off: %w", ErrDamaged)
 	}
 	text := b[slotHeader : slotHeader+n]
+	if !isZero(b[slotHeader+n:]) {
+		return d, fmt.Errorf("bytes behind VM definitions: %w", ErrDamaged)
+	}
 	if crc32.Checksum(text, castagnoli) != binary.LittleEndian.Uint32(b[24:]) {
 		return d, fmt.Errorf("checksum of VM definitions: %w", ErrDamaged)
 	}

@@ -5,15 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
+	"strings"
 
 	"github.com/duet-ft/duet/hvd/iscsi"
 )
 
 // Create adds a VM and its disks, and returns the definition with what was
-// chosen for it. The disks hold whatever was there before: see CopyImage. The
-// VM's arbiter block is zeroed.
-func (v *Volume) Create(ctx context.Context, d Definition) (Definition, error) {
+// chosen for it. The disks are DiskNew: Fill makes them usable. arbiter makes
+// the content of the VM's arbiter block, which is there before the definition is.
+func (v *Volume) Create(ctx context.Context, d Definition, arbiter func(Definition) ([]byte, error)) (Definition, error) {
 	err := v.update(ctx, func(u *update) error {
 		var err error
 		if d, err = d.complete(u.vms); err != nil {
@@ -27,28 +27,51 @@ func (v *Volume) Create(ctx context.Context, d Definition) (Definition, error) {
 				return err
 			}
 		}
-		for _, k := range d.Disks {
-			p := partition{typ: TypeDisk, id: partitionID(v.id, d.UUID, k.Name), name: "duet:" + d.Name + ":" + k.Name}
-			if err := u.table.allocate(p, k.SizeBytes); err != nil {
-				return fmt.Errorf("disk %q of VM %q: %w", k.Name, d.Name, err)
+		d.Disks = slices.Clone(d.Disks)
+		for i := range d.Disks {
+			d.Disks[i].State = DiskNew
+			if err := u.addDisk(v.id, d, d.Disks[i]); err != nil {
+				return err
 			}
 		}
-		_, bs := v.b.Capacity()
-		if err := v.b.Write(ctx, v.ArbiterLBA(d.Slot), make([]byte, bs)); err != nil {
+		block, err := arbiter(d)
+		if err != nil {
 			return err
 		}
+		u.arbiter = func() error { return v.b.Write(ctx, v.ArbiterLBA(d.Slot), block) }
 		u.vms = append(u.vms, d)
 		return nil
 	})
 	return d, err
 }
 
-// Delete removes a VM and its disks. Neither host may run it.
-func (v *Volume) Delete(ctx context.Context, name string) error {
+// addDisk enters a disk's partition.
+func (u *update) addDisk(volume GUID, d Definition, k DiskDef) error {
+	p := partition{typ: TypeDisk, id: partitionID(volume, d.UUID, k.Name), name: "duet:" + d.Name + ":" + k.Name}
+	if err := u.table.allocate(p, k.SizeBytes); err != nil {
+		return fmt.Errorf("disk %q of VM %q: %w", k.Name, d.Name, err)
+	}
+	return nil
+}
+
+// index finds a VM by its name, and by its UUID unless that is empty.
+func (u *update) index(name, uuid string) (int, error) {
+	i := slices.IndexFunc(u.vms, func(d Definition) bool {
+		return d.Name == name && (uuid == "" || strings.EqualFold(d.UUID, uuid))
+	})
+	if i < 0 {
+		return i, fmt.Errorf("VM %.40q %w on the volume", name, ErrNotFound)
+	}
+	return i, nil
+}
+
+// Delete removes a VM and its disks. Neither host may run it, nor start it
+// meanwhile. With a UUID, another VM that took the name since is left alone.
+func (v *Volume) Delete(ctx context.Context, name, uuid string) error {
 	return v.update(ctx, func(u *update) error {
-		i := slices.IndexFunc(u.vms, func(d Definition) bool { return d.Name == name })
-		if i < 0 {
-			return fmt.Errorf("VM %.40q %w on the volume", name, ErrNotFound)
+		i, err := u.index(name, uuid)
+		if err != nil {
+			return err
 		}
 		u.vms = slices.Delete(u.vms, i, i+1)
 		return nil
@@ -58,9 +81,9 @@ func (v *Volume) Delete(ctx context.Context, name string) error {
 // Modify changes memory, output rule, command line or protection of a VM; the rest stays.
 func (v *Volume) Modify(ctx context.Context, name string, change func(*Definition)) error {
 	return v.update(ctx, func(u *update) error {
-		i := slices.IndexFunc(u.vms, func(d Definition) bool { return d.Name == name })
-		if i < 0 {
-			return fmt.Errorf("VM %.40q %w on the volume", name, ErrNotFound)
+		i, err := u.index(name, "")
+		if err != nil {
+			return err
 		}
 		d := u.vms[i]
 		change(&d)
@@ -76,15 +99,21 @@ func (v *Volume) Rollback(ctx context.Context) error {
 	if _, _, err := v.load(ctx); err == nil || !errors.Is(err, ErrDamaged) {
 		return err
 	}
-	h, err := v.takeLock(ctx)
+	h, err := v.takeLock(ctx, true)
 	if err != nil {
 		return err
 	}
-	d, slot, err := v.newest(ctx)
+	s, err := v.readSlots(ctx)
+	if err != nil {
+		return err
+	}
+	d := definitions{}
+	slot, err := s.newest()
 	if err == nil {
+		d = s.copies[slot]
 		// Past the generation of the lock block, so that they hold again.
 		d.generation = max(d.generation, h.record.generation)
-		err = v.commit(ctx, h, &d, 1-slot)
+		err = v.commit(ctx, h, &d, slot)
 	}
 	v.giveLock(ctx, h, max(d.generation, h.record.generation))
 	return err
@@ -92,14 +121,18 @@ func (v *Volume) Rollback(ctx context.Context) error {
 
 // update is the state that an update works on.
 type update struct {
-	vms   []Definition
-	table *table
+	vms     []Definition
+	table   *table
+	rewrite bool         // the table, though it doesn't change
+	arbiter func() error // writes an arbiter block, or nil
+
+	mbrFault, superFault error // what a repair writes again beside
 }
 
 // update runs change under the lock and commits; see the package comment for
 // the order.
 func (v *Volume) update(ctx context.Context, change func(*update) error) error {
-	h, err := v.takeLock(ctx)
+	h, err := v.takeLock(ctx, false)
 	if err != nil {
 		return err
 	}
@@ -118,7 +151,11 @@ func (v *Volume) locked(ctx context.Context, h *holding, change func(*update) er
 	if err != nil {
 		return d, err
 	}
-	t, err := readTable(ctx, v.b)
+	both, err := readTables(ctx, v.b)
+	if err != nil {
+		return d, err
+	}
+	t, stale, err := both.use()
 	if err != nil {
 		return d, err
 	}
@@ -130,46 +167,36 @@ func (v *Volume) locked(ctx context.Context, h *holding, change func(*update) er
 	if err := change(u); err != nil {
 		return d, err
 	}
-	if err := h.check(v); err != nil {
+	if err := h.check(ctx, v); err != nil {
 		return d, err
 	}
-	if t.fromBackup || *t != before {
-		if err := writeTable(ctx, v.b, t); err != nil {
+	if u.arbiter != nil {
+		if err := u.arbiter(); err != nil {
 			return d, err
 		}
 	}
+	if stale || u.rewrite || *t != before {
+		if err := writeTable(ctx, v.b, t); err != nil {
+			return d, err
+		}
+		v.repaired("GPT", both.firstErr)
+		v.repaired("GPT backup", both.backupErr)
+		if u.rewrite {
+			v.repaired("protective MBR", u.mbrFault)
+			v.repaired("superblock", u.superFault)
+		}
+	}
 	next := definitions{generation: d.generation, vms: u.vms}
-	if err := v.commit(ctx, h, &next, 1-slot); err != nil {
-		return d, err
+	if err := v.commit(ctx, h, &next, slot); err != nil {
+		return next, err
 	}
 	if !t.keep(v.id, next.vms) {
 		return next, nil
 	}
-	if err := h.check(v); err != nil {
+	if err := h.check(ctx, v); err != nil {
 		return next, err
 	}
 	return next, writeTable(ctx, v.b, t)
-}
-
-// commit writes d with the next generation into a slot.
-func (v *Volume) commit(ctx context.Context, h *holding, d *definitions, slot int) error {
-	next := *d
-	next.generation++
-	b, err := next.encode()
-	if err != nil {
-		return err
-	}
-	if err := h.check(v); err != nil {
-		return err
-	}
-	if err := v.b.Write(ctx, v.lba(slotAt[slot]), b); err != nil {
-		return err
-	}
-	if err := v.b.Sync(ctx); err != nil {
-		return err
-	}
-	*d = next
-	return nil
 }
 
 // keep drops disk partitions that no VM owns, and says whether it did.
@@ -187,104 +214,4 @@ func (t *table) keep(volume GUID, vms []Definition) (dropped bool) {
 		}
 	}
 	return dropped
-}
-
-// holding is the lock while it is ours.
-type holding struct {
-	record lockRecord
-	since  time.Time
-}
-
-// check ends an update that took too long: another host may have the lock by
-// now.
-func (h *holding) check(v *Volume) error {
-	if took := time.Since(h.since); took > v.lease {
-		return fmt.Errorf("change of the VM definitions took %v and was given up; the volume is too slow", took.Round(time.Second))
-	}
-	return nil
-}
-
-func (v *Volume) readLock(ctx context.Context) (lockRecord, error) {
-	_, bs := v.b.Capacity()
-	b := make([]byte, bs)
-	if err := v.b.Read(ctx, v.lba(lockAt), b); err != nil {
-		return lockRecord{}, err
-	}
-	return decodeLock(b)
-}
-
-// takeLock waits for the lock on the definitions, and takes it over from a dead
-// owner.
-func (v *Volume) takeLock(ctx context.Context) (*holding, error) {
-	tick := time.NewTicker(v.poll)
-	defer tick.Stop()
-	nonce := randomGUID()
-	var seen lockRecord
-	var since time.Time
-	start := time.Now()
-	tried := start // when the first COMPARE AND WRITE was issued
-	for {
-		l, err := v.readLock(ctx)
-		if err != nil && ctx.Err() != nil && !since.IsZero() {
-			return nil, fmt.Errorf("%w (%s): %w", ErrBusy, seen.owner, ctx.Err())
-		}
-		if err != nil {
-			return nil, err
-		}
-		now := time.Now()
-		if l != seen || since.IsZero() {
-			seen, since = l, now
-		}
-		if l.nonce == nonce { // a COMPARE AND WRITE whose answer was lost
-			return &holding{l, tried}, nil
-		}
-		if l.nonce == (GUID{}) || now.Sub(since) > v.steal {
-			if tried.Equal(start) {
-				tried = now
-			}
-			next := lockRecord{l.generation, nonce, v.host[:min(len(v.host), 64)]}
-			swapped, err := v.swapLock(ctx, l, next)
-			if swapped {
-				return &holding{next, now}, nil
-			}
-			if err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {
-				return nil, err
-			}
-			if err == nil {
-				continue // somebody else was faster
-			}
-		}
-		if now.Sub(start) > 3*v.steal {
-			return nil, fmt.Errorf("%w (%s)", ErrBusy, l.owner)
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w (%s): %w", ErrBusy, l.owner, ctx.Err())
-		}
-	}
-}
-
-// giveLock sets the lock free. When that fails, the update holds all the same,
-// and others have to wait until the lock expires.
-func (v *Volume) giveLock(ctx context.Context, h *holding, generation uint64) {
-	// Also when ctx is cancelled.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), v.lease)
-	defer cancel()
-	for range 5 {
-		// After an unknown outcome the lock is free, ours, or somebody else's:
-		// another try harms nobody.
-		if _, err := v.swapLock(ctx, h.record, lockRecord{generation: generation}); !errors.Is(err, iscsi.ErrUnknownOutcome) {
-			return
-		}
-	}
-}
-
-func (v *Volume) swapLock(ctx context.Context, from, to lockRecord) (bool, error) {
-	_, bs := v.b.Capacity()
-	swapped, err := v.b.CompareAndWrite(ctx, v.lba(lockAt), from.encode(bs), to.encode(bs))
-	if errors.Is(err, iscsi.ErrUnsupported) {
-		err = fmt.Errorf("volume's target lacks COMPARE AND WRITE, which Duet needs: %w", err)
-	}
-	return swapped, err
 }

@@ -66,13 +66,13 @@ func TestCreateDelete(t *testing.T) {
 			m := newMemory(t, bs)
 			v := open(t, m.Session("a"))
 			web := vm("web", 100)
-			web.Disks = append(web.Disks, DiskDef{"data", 3 << 20})
-			web, err := v.Create(ctx, web)
+			web.Disks = append(web.Disks, DiskDef{Name: "data", SizeBytes: 3 << 20})
+			web, err := v.create(ctx, web)
 			must(t, err)
 			if web.Slot != 0 || web.CID != 3 || web.Output != OutputVerified || len(web.UUID) != 36 {
 				t.Errorf("chosen: %+v", web)
 			}
-			db, err := v.Create(ctx, vm("db", 50))
+			db, err := v.create(ctx, vm("db", 50))
 			must(t, err)
 			if db.Slot != 1 || db.MAC == web.MAC {
 				t.Errorf("chosen: %+v", db)
@@ -96,14 +96,14 @@ func TestCreateDelete(t *testing.T) {
 				}
 				end = e.FirstLBA + e.Blocks
 			}
-			if _, err := v.Create(ctx, vm("big", 90)); !errors.Is(err, ErrFull) {
+			if _, err := v.create(ctx, vm("big", 90)); !errors.Is(err, ErrFull) {
 				t.Errorf("too big: %v", err)
 			}
-			must(t, v.Delete(ctx, "web"))
+			must(t, v.Delete(ctx, "web", ""))
 			if _, err := v.Disk(ctx, "web", "root"); !errors.Is(err, ErrNotFound) {
 				t.Errorf("disk of a deleted VM: %v", err)
 			}
-			if _, err := v.Create(ctx, vm("big", 90)); err != nil {
+			if _, err := v.create(ctx, vm("big", 90)); err != nil {
 				t.Errorf("room of a deleted VM isn't free: %v", err)
 			}
 			must(t, w.Modify(ctx, "big", func(d *Definition) { d.MemoryMiB = 64 }))
@@ -113,7 +113,7 @@ func TestCreateDelete(t *testing.T) {
 			if got := names(t, v); got != "big db" {
 				t.Errorf("VMs: %s", got)
 			}
-			if err := v.Delete(ctx, "web"); !errors.Is(err, ErrNotFound) {
+			if err := v.Delete(ctx, "web", ""); !errors.Is(err, ErrNotFound) {
 				t.Errorf("deleted twice: %v", err)
 			}
 		})
@@ -137,7 +137,7 @@ func TestSgdisk(t *testing.T) {
 	must(t, err)
 	must(t, Format(t.Context(), b))
 	v := open(t, b)
-	_, err = v.Create(t.Context(), vm("web", 100))
+	_, err = v.create(t.Context(), vm("web", 100))
 	must(t, err)
 	run := func(args ...string) string {
 		out, err := exec.Command(sgdisk, append(args, path)...).CombinedOutput()
@@ -146,9 +146,21 @@ func TestSgdisk(t *testing.T) {
 		}
 		return string(out)
 	}
-	if out := run("--verify"); !strings.Contains(out, "No problems found") {
-		t.Errorf("sgdisk --verify: %s", out)
+	verify := func() {
+		t.Helper()
+		if out := run("--verify"); !strings.Contains(out, "No problems found") {
+			t.Errorf("sgdisk --verify: %s", out)
+		}
 	}
+	verify()
+	web, err := v.Definition(t.Context(), "web")
+	must(t, err)
+	must(t, v.GrowDisk(t.Context(), web, "root", 110<<20, func(context.Context, *DiskIO) error { return nil }))
+	must(t, v.AddDisk(t.Context(), web, DiskDef{Name: "data", SizeBytes: 5 << 20}))
+	verify()
+	must(t, v.RemoveDisk(t.Context(), web, "data"))
+	must(t, v.Repair(t.Context()))
+	verify()
 	if out := run("--print"); !strings.Contains(out, "duet:web:root") || !strings.Contains(out, "16.0 MiB") {
 		t.Errorf("sgdisk --print: %s", out)
 	}
@@ -258,7 +270,7 @@ func TestCrash(t *testing.T) {
 	base := newMemory(t, 512)
 	v := open(t, base.Session("a"))
 	for _, name := range []string{"old", "other"} {
-		_, err := v.Create(t.Context(), vm(name, 20))
+		_, err := v.create(t.Context(), vm(name, 20))
 		must(t, err)
 	}
 	for _, op := range []string{"create", "delete"} {
@@ -294,10 +306,10 @@ func crashOnce(t *testing.T, r *rand.Rand, base *Memory, op string, n int, torn 
 	crashAt(s, n, torn)
 	want := []string{"old other"}
 	if op == "create" {
-		_, err = w.Create(ctx, vm("new", 20))
+		_, err = w.create(ctx, vm("new", 20))
 		want = append(want, "new old other")
 	} else {
-		err = w.Delete(ctx, "old")
+		err = w.Delete(ctx, "old", "")
 		want = append(want, "other")
 	}
 	if err == nil {
@@ -317,7 +329,7 @@ func crashOnce(t *testing.T, r *rand.Rand, base *Memory, op string, n int, torn 
 	if now != where {
 		t.Fatalf("disk moved from %+v to %+v", where, now)
 	}
-	_, err = after.Create(ctx, vm("next", 150))
+	_, err = after.create(ctx, vm("next", 150))
 	must(t, err)
 	if got2 := names(t, after); !strings.Contains(got2, "next") || !strings.Contains(got2, "other") {
 		t.Fatalf("VMs after the next update: %s", got2)
@@ -366,11 +378,11 @@ func TestTwoWriters(t *testing.T) {
 		}
 		wg.Go(func() {
 			for i := range 8 {
-				if _, err := v.Create(ctx, vm(fmt.Sprintf("vm-%d-%d", h, i), 1)); err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {
+				if _, err := v.create(ctx, vm(fmt.Sprintf("vm-%d-%d", h, i), 1)); err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {
 					t.Error(err)
 				}
 				if i%4 == 3 {
-					if err := v.Delete(ctx, fmt.Sprintf("vm-%d-%d", h, i)); err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {
+					if err := v.Delete(ctx, fmt.Sprintf("vm-%d-%d", h, i), ""); err != nil && !errors.Is(err, iscsi.ErrUnknownOutcome) {
 						t.Error(err)
 					}
 				}
@@ -396,78 +408,13 @@ func TestTwoWriters(t *testing.T) {
 	}
 }
 
-// TestDamage flips sectors: damage is found, and never taken for definitions.
-func TestDamage(t *testing.T) {
-	ctx := t.Context()
-	m := newMemory(t, 512)
-	v := open(t, m.Session("a"))
-	_, err := v.Create(ctx, vm("one", 10)) // generation 2, slot 0
-	must(t, err)
-	_, err = v.Create(ctx, vm("two", 10)) // generation 3, slot 1
-	must(t, err)
-	flip := func(lba uint64, at int) (undo func()) {
-		s := m.Session("flip")
-		p, old := make([]byte, 512), make([]byte, 512)
-		must(t, s.Read(ctx, lba, old))
-		copy(p, old)
-		p[at] ^= 0x10
-		must(t, s.Write(ctx, lba, p))
-		return func() { must(t, s.Write(ctx, lba, old)) }
-	}
-	for _, c := range []struct {
-		name string
-		lba  uint64
-		at   int
-		want string // part of the error; empty: no harm
-	}{
-		{"newest header", v.lba(slotAt[1]), 17, "of generation 2 are intact"},
-		{"newest JSON", v.lba(slotAt[1] + slotHeader), 40, "of generation 2 are intact"},
-		{"older JSON", v.lba(slotAt[0] + slotHeader), 40, ""},
-		{"superblock", v.lba(superblockAt), 30, "superblock is damaged"},
-		{"lock", v.lba(lockAt), 9, "lock block is damaged"},
-		{"GPT header", 1, 60, ""},
-		{"GPT entries", 2, 33, ""},
-		{"GPT backup", m.blocks - 1, 60, ""},
-	} {
-		undo := flip(c.lba, c.at)
-		_, err := Open(ctx, m.Session("b"))
-		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
-			t.Errorf("%s: got %v, want %q", c.name, err, c.want)
-		}
-		if err != nil && !errors.Is(err, ErrDamaged) {
-			t.Errorf("%s: %v isn't ErrDamaged", c.name, err)
-		}
-		undo()
-	}
-	// both copies
-	undo0, undo1 := flip(v.lba(slotAt[0]+slotHeader), 9), flip(v.lba(slotAt[1]+slotHeader), 9)
-	if _, err := v.Definitions(ctx); !errors.Is(err, ErrDamaged) || !strings.Contains(err.Error(), "both copies") {
-		t.Errorf("both copies: %v", err)
-	}
-	undo0()
-	// a person decides to go back to generation 2
-	if _, err := v.Create(ctx, vm("three", 10)); !errors.Is(err, ErrDamaged) {
-		t.Errorf("update of damaged definitions: %v", err)
-	}
-	must(t, v.Rollback(ctx))
-	if got := names(t, v); got != "one" {
-		t.Errorf("after Rollback: %q", got)
-	}
-	_, err = v.Create(ctx, vm("three", 10))
-	must(t, err)
-	if got := names(t, v); got != "one three" {
-		t.Errorf("after Rollback and Create: %q", got)
-	}
-	_ = undo1
-}
-
 // TestGPTBackup: the backup takes over, and the next update repairs the first.
 func TestGPTBackup(t *testing.T) {
 	ctx := t.Context()
 	m := newMemory(t, 4096)
 	s := m.Session("a")
 	v := open(t, s)
-	_, err := v.Create(ctx, vm("one", 10))
+	_, err := v.create(ctx, vm("one", 10))
 	must(t, err)
 	must(t, s.Write(ctx, 1, make([]byte, 4096)))
 	must(t, v.Modify(ctx, "one", func(d *Definition) { d.MemoryMiB++ }))
@@ -481,17 +428,17 @@ func TestGPTBackup(t *testing.T) {
 func TestStaleLock(t *testing.T) {
 	m := newMemory(t, 512)
 	v := open(t, m.Session("a"))
-	h, err := v.takeLock(t.Context())
+	h, err := v.takeLock(t.Context(), false)
 	must(t, err)
 	w := open(t, m.Session("b"))
 	w.steal = time.Hour
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
-	if _, err := w.Create(ctx, vm("web", 10)); !errors.Is(err, ErrBusy) {
+	if _, err := w.create(ctx, vm("web", 10)); !errors.Is(err, ErrBusy) {
 		t.Errorf("lock is held: %v", err)
 	}
 	w.steal = 20 * time.Millisecond
-	_, err = w.Create(t.Context(), vm("web", 10))
+	_, err = w.create(t.Context(), vm("web", 10))
 	must(t, err)
 	// the dead host isn't dead after all, and gives its lock back late
 	v.giveLock(t.Context(), h, 77)
@@ -499,7 +446,7 @@ func TestStaleLock(t *testing.T) {
 		t.Errorf("VMs: %q", got)
 	}
 	v.lease = -1
-	if _, err := v.Create(t.Context(), vm("late", 10)); err == nil || !strings.Contains(err.Error(), "took") {
+	if _, err := v.create(t.Context(), vm("late", 10)); err == nil || !strings.Contains(err.Error(), "took") {
 		t.Errorf("update that takes too long: %v", err)
 	}
 	if got := names(t, v); got != "web" {
@@ -521,7 +468,7 @@ func TestArbiterBlocks(t *testing.T) {
 		seen[lba] = true
 	}
 	must(t, s.Write(ctx, v.ArbiterLBA(0), []byte(strings.Repeat("x", 512))))
-	_, err := v.Create(ctx, vm("web", 10))
+	_, err := v.create(ctx, vm("web", 10))
 	must(t, err)
 	p := make([]byte, 512)
 	must(t, s.Read(ctx, v.ArbiterLBA(0), p))

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/iscsi"
 	"github.com/duet-ft/duet/hvd/nexus"
 	"github.com/duet-ft/duet/hvd/volume"
@@ -60,18 +61,18 @@ func makeVolume(ctx context.Context, path, guestImage, output string) error {
 	if err != nil {
 		return err
 	}
-	_, err = v.Create(ctx, volume.Definition{
+	def, err := define.Create(ctx, v, volume.Definition{
 		Name: Guest, Slot: volume.AutoSlot, MemoryMiB: GuestMemoryMiB, MAC: lab.MAC(GuestNumber), Output: output,
 		Disks: []volume.DiskDef{{Name: guestDisk, SizeBytes: uint64(info.Size())}},
 	})
 	if err != nil {
 		return err
 	}
-	d, err := v.OpenDisk(ctx, Guest, guestDisk)
-	if err != nil {
+	err = v.Fill(ctx, def, guestDisk, volume.DiskPartial, func(ctx context.Context, d *volume.DiskIO) error {
+		_, err := volume.CopyImage(ctx, d, image, info.Size(), true, nil)
 		return err
-	}
-	if _, err := volume.CopyImage(ctx, d, image, info.Size(), true, nil); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	return f.Close()

@@ -77,6 +77,7 @@ type Backend interface {
 	// Console connects to the console of a guest that runs here; the stream is hvd/api/console's.
 	Console(ctx context.Context, name string) (net.Conn, error)
 	Events(ctx context.Context) []api.Event
+	Disks
 }
 
 // Actions are what a VM can be told by POST.
@@ -155,6 +156,19 @@ func Handler(cfg Config) http.Handler {
 	mux.HandleFunc("POST /v1/vms/{name}/unprotect", h.protect(false))
 	mux.HandleFunc("POST /v1/vms/{name}/{action}", h.act)
 	mux.HandleFunc("GET /v1/events", h.events)
+	mux.HandleFunc("GET /v1/volume", h.volume)
+	mux.HandleFunc("GET /v1/disks", h.disks)
+	const disk = " /v1/vms/{name}/disks/{disk}"
+	mux.HandleFunc("POST"+disk, asked(func(ctx context.Context, vm, disk string, s api.DiskSize) (api.Disk, error) {
+		return h.b.AddDisk(ctx, vm, disk, s.SizeBytes)
+	}))
+	mux.HandleFunc("POST"+disk+"/grow", asked(func(ctx context.Context, vm, disk string, s api.DiskSize) (api.Disk, error) {
+		return h.b.GrowDisk(ctx, vm, disk, s.SizeBytes)
+	}))
+	mux.HandleFunc("POST"+disk+"/copy", asked(h.b.CopyDisk))
+	mux.HandleFunc("DELETE"+disk, h.deleteDisk)
+	mux.HandleFunc("GET"+disk+"/content", h.exportDisk)
+	mux.HandleFunc("PUT"+disk+"/content", h.importDisk)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		api.WriteError(w, api.Errorf(http.StatusNotFound, "there is no %s %.100s", r.Method, r.URL.Path))
 	})
@@ -165,7 +179,9 @@ func Handler(cfg Config) http.Handler {
 			api.WriteError(w, api.Errorf(http.StatusUnauthorized, "wrong or missing token: it is the one in the host's host.json, or the one on its screen"))
 			return
 		}
-		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		if r.Method != http.MethodPut { // an image may have any size
+			r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		}
 		mux.ServeHTTP(w, r)
 	})
 }

@@ -28,6 +28,11 @@ type fake struct {
 	guest func() (net.Conn, error)
 
 	stream io.ReadCloser
+
+	disks    []api.Disk
+	content  []byte     // of disk root
+	imported chan error // how images ended
+	cut      bool       // exports break off
 }
 
 func (f *fake) note(format string, args ...any) {

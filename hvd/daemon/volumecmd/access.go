@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/hostcfg"
 	"github.com/duet-ft/duet/hvd/iscsi"
 	"github.com/duet-ft/duet/hvd/nexus"
@@ -60,6 +61,7 @@ type store struct {
 	session *iscsi.Session // nil: a file
 	file    *os.File
 	joined  bool
+	keeper  define.Keeper // who holds a VM
 }
 
 func (a *access) open(ctx context.Context, write bool) (*store, error) {
@@ -77,7 +79,7 @@ func (a *access) open(ctx context.Context, write bool) (*store, error) {
 			f.Close()
 			return nil, fmt.Errorf("%s: %w", a.file, err)
 		}
-		return &store{Blocks: b, file: f}, nil
+		return &store{Blocks: b, file: f, keeper: define.Keeper("file " + a.file)}, nil
 	}
 	host, err := os.Hostname()
 	if err != nil {
@@ -85,7 +87,7 @@ func (a *access) open(ctx context.Context, write bool) (*store, error) {
 	}
 	cfg := iscsi.Config{
 		Portal: a.cfg.Portal, Target: a.cfg.Target, LUN: uint64(a.cfg.LUN), User: a.cfg.User, Secret: a.cfg.Secret,
-		Initiator: nexus.Initiator("tool-" + label(host)), HeaderDigest: true, DataDigest: true,
+		Initiator: nexus.Initiator(nexus.Tool + label(host)), HeaderDigest: true, DataDigest: true,
 	}
 	// Of type random (RFC 7143, section 11.12.5), so that two runs don't end each other's session.
 	if _, err := rand.Read(cfg.ISID[1:]); err != nil {
@@ -96,7 +98,7 @@ func (a *access) open(ctx context.Context, write bool) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &store{Blocks: s, session: s}, nil
+	return &store{Blocks: s, session: s, keeper: define.SessionKeeper(cfg.Initiator, cfg.ISID)}, nil
 }
 
 // label makes a host's name fit for an iSCSI name (RFC 3722).

@@ -1,11 +1,12 @@
 package volumecmd
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/volume"
@@ -23,7 +24,11 @@ func importDisk(ctx context.Context, s *store, args []string, out, progress io.W
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
-	if err := checkRaw(image, n); err != nil {
+	head := make([]byte, min(n, volume.ImageHead))
+	if _, err := image.ReadAt(head, 0); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	if err := volume.CheckRaw(head); err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	v, err := volume.Open(ctx, s)
@@ -34,73 +39,73 @@ func importDisk(ctx context.Context, s *store, args []string, out, progress io.W
 	if err != nil {
 		return err
 	}
-	if err := define.Stopped(ctx, v, def); err != nil {
-		return err
-	}
-	before, err := define.Block(ctx, v, def)
+	e, err := v.Disk(ctx, vm, disk)
 	if err != nil {
 		return err
 	}
-	d, err := v.OpenDisk(ctx, vm, disk)
-	if err != nil {
-		return err
+	if _, bs := s.Capacity(); n > int64(e.Blocks)*int64(bs) {
+		return fmt.Errorf("%s has %d bytes, more than disk %s of VM %s (%d)", path, n, disk, vm, int64(e.Blocks)*int64(bs))
 	}
-	if size := int64(d.Sectors()) * volume.SectorSize; n > size {
-		return fmt.Errorf("%s has %d bytes, more than disk %s of VM %s (%d)", path, n, disk, vm, size)
+	if err := define.Stopped(ctx, v, def); err != nil && !errors.Is(err, define.ErrHeld) {
+		return err
 	}
 	if err := s.join(ctx); err != nil {
 		return err
 	}
-	last := int64(-1)
-	written, err := volume.CopyImage(ctx, d, image, n, false, func(done, total int64) {
-		if percent := done * 10 / max(total, 1) * 10; percent != last {
-			last = percent
-			fmt.Fprintf(progress, "%d %% of %d MiB\n", percent, total>>20)
+	h, err := hold(ctx, s, v, def, progress)
+	if err != nil {
+		return err
+	}
+	var written int64
+	err = h.Keep(ctx, func(ctx context.Context) error {
+		g, err := h.Guard(ctx, v)
+		if err != nil {
+			return err
 		}
+		return g.Fill(ctx, def, disk, volume.DiskPartial, func(ctx context.Context, d *volume.DiskIO) (err error) {
+			if written, err = volume.CopyImage(ctx, d, image, n, false, percents(progress)); err != nil {
+				return err
+			}
+			return h.Renew(ctx) // nobody else had it meanwhile
+		})
 	})
-	if err == nil {
-		err = d.Sync(ctx)
+	if e := h.Release(context.WithoutCancel(ctx)); err == nil {
+		err = e
 	}
 	if err != nil {
 		return err
-	}
-	// Nothing keeps a host from starting the VM meanwhile, but its block shows that one did.
-	after, err := define.Block(ctx, v, def)
-	if err != nil {
-		return err
-	}
-	if after != before {
-		return fmt.Errorf("VM %s was started while disk %s was written, which is a mixture now: stop it and import again", vm, disk)
 	}
 	fmt.Fprintf(out, "%s is on disk %s of VM %s, %d MiB were written\n", path, disk, vm, written>>20)
 	return nil
 }
 
-// formats are disk images that aren't raw, by what they begin with.
-var formats = []struct{ magic, name string }{
-	{"QFI\xfb", "qcow2"},
-	{"KDMV", "VMDK"},
-	{"# Disk DescriptorFile", "VMDK"},
-	{"conectix", "VHD"},
-	{"vhdxfile", "VHDX"},
-	{"\x1f\x8b", "gzip"},
-	{"\xfd7zXZ", "xz"},
-	{"\x28\xb5\x2f\xfd", "Zstandard"},
-}
-
-// checkRaw refuses images of another kind, whose bytes would be no disk.
-func checkRaw(image io.ReaderAt, n int64) error {
-	if n == 0 {
-		return fmt.Errorf("is empty")
-	}
-	head := make([]byte, min(n, 32))
-	if _, err := image.ReadAt(head, 0); err != nil {
-		return err
-	}
-	for _, f := range formats {
-		if bytes.HasPrefix(head, []byte(f.magic)) {
-			return fmt.Errorf("is a %s file, and not a raw disk image: convert it first (qemu-img convert -O raw, or unpack it)", f.name)
+// percents tells progress in steps of ten.
+func percents(to io.Writer) func(done, total int64) {
+	last := int64(-1)
+	return func(done, total int64) {
+		if percent := done * 10 / max(total, 1) * 10; percent != last {
+			last = percent
+			fmt.Fprintf(to, "%d %% of %d MiB\n", percent, total>>20)
 		}
 	}
-	return nil
+}
+
+// hold holds a VM, once others who change its disks have ended: a host zeroes new ones by itself.
+func hold(ctx context.Context, s *store, v *volume.Volume, def volume.Definition, progress io.Writer) (*define.Hold, error) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for told := false; ; told = true {
+		h, err := define.Take(ctx, v, s.keeper, def)
+		if !errors.Is(err, define.ErrHeld) {
+			return h, err
+		}
+		if !told {
+			fmt.Fprintf(progress, "VM %s: %v; waiting for the end of that\n", def.Name, define.ErrHeld)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }

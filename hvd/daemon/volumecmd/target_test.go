@@ -44,7 +44,7 @@ func TestBadTarget(t *testing.T) {
 	}{
 		{name: "somebody's data", size: "64M", user: "--user duet --secret " + secret, lines: map[string]string{
 			"volume format FLAGS":              "the volume holds an ext2, ext3 or ext4 file system; it is never overwritten",
-			"volume check FLAGS":               "volume is not formatted for Duet",
+			"volume check FLAGS":               "the volume isn't formatted for Duet",
 			"volume list FLAGS":                "volume is not formatted for Duet",
 			"volume create FLAGS /db.json":     "volume is not formatted for Duet",
 			"disk import FLAGS db root /image": "volume is not formatted for Duet",

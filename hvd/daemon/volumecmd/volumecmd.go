@@ -1,9 +1,9 @@
-// Package volumecmd is what the program hvd does to a volume from the command line, on any machine: format, check and
-// list one, go back to older definitions, define a VM, fill a disk.
+// Package volumecmd is what the program hvd does to a volume from the command line, on any machine: format, check, repair
+// and list one, go back to older definitions, define a VM, fill a disk.
 //
 // # Place
 //
-// The program hvd calls Run. It imports hvd/volume, and iscsi, nexus and hostcfg to reach one; hvd/daemon/define; and
+// The program hvd calls Run. It imports hvd/volume, and iscsi, nexus and hostcfg to reach one; hvd/daemon/define and survey; and
 // ftlink/pair to show who may run a VM.
 package volumecmd
 
@@ -18,7 +18,7 @@ import (
 
 	"github.com/duet-ft/duet/ftlink/pair"
 	"github.com/duet-ft/duet/hvd/daemon/define"
-	"github.com/duet-ft/duet/hvd/iscsi"
+	"github.com/duet-ft/duet/hvd/daemon/survey"
 	"github.com/duet-ft/duet/hvd/volume"
 )
 
@@ -27,10 +27,12 @@ var ErrUsage = errors.New("wrong use")
 
 // Usage explains the command lines.
 const Usage = `  hvd volume format VOLUME                  make an empty volume Duet's
-  hvd volume check VOLUME                   look whether it is undamaged, and what its target can do
+  hvd volume check VOLUME                   a table of what it and its target are like; exit status 1 if no pair can work with it
   hvd volume list VOLUME                    its VMs and disks
+  hvd volume repair VOLUME                  write damaged metadata again, where an undamaged copy has it
   hvd volume rollback VOLUME                go back to older VM definitions, where the newest are damaged
-  hvd volume create VOLUME DEFINITION       define a VM, from a file of JSON
+  hvd volume release VOLUME VM              make a VM stopped whose arbiter block is damaged, when you know that no host runs it
+  hvd volume create VOLUME DEFINITION       define a VM, from a file of JSON; a host fills its disks with zeros
   hvd disk import VOLUME VM DISK IMAGE      copy a raw disk image onto a disk of a VM that is stopped
 
 VOLUME is one of
@@ -76,13 +78,15 @@ var commands = map[string]command{
 	"volume format":   {"", true, format},
 	"volume check":    {"", false, check},
 	"volume list":     {"", false, list},
+	"volume repair":   {"", true, repair},
 	"volume rollback": {"", true, rollback},
+	"volume release":  {"VM", true, release},
 	"volume create":   {"DEFINITION", true, create},
 	"disk import":     {"VM DISK IMAGE", true, importDisk},
 }
 
 // verbs are what may follow each word.
-var verbs = map[string]string{"volume": "format, check, list, rollback, create", "disk": "import"}
+var verbs = map[string]string{"volume": "format, check, list, repair, rollback, release, create", "disk": "import"}
 
 func format(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 	if err := volume.Format(ctx, s); err != nil {
@@ -97,44 +101,30 @@ func format(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 }
 
 func check(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
-	blocks, size := s.Capacity()
-	fmt.Fprintf(out, "capacity     %d MiB, blocks of %d bytes\n", blocks*uint64(size)>>20, size)
-	if s.session != nil {
-		i := s.session.Inquiry()
-		fmt.Fprintf(out, "target       %s %s %s\n", i.Vendor, i.Product, i.Revision)
-		state := "ok"
-		if list, _, err := s.session.Registrations(ctx); errors.Is(err, iscsi.ErrUnsupported) {
-			state = "the target has none, so no VM can be protected"
-		} else if err != nil {
-			state = err.Error()
-		} else {
-			state = fmt.Sprintf("ok, %d registered", len(list))
-		}
-		fmt.Fprintf(out, "reservations %s\n", state)
+	f, err := survey.Look(ctx, s, s.session)
+	if err != nil {
+		return err
 	}
+	return survey.Print(out, f.Report())
+}
+
+// release makes a VM stopped whose arbiter block is damaged.
+func release(ctx context.Context, s *store, args []string, out, _ io.Writer) error {
 	v, err := volume.Open(ctx, s)
 	if err != nil {
 		return err
 	}
-	list, err := v.Definitions(ctx)
+	def, err := v.Definition(ctx, args[0])
 	if err != nil {
 		return err
 	}
-	var bad error
-	for _, def := range list {
-		if _, err := define.Block(ctx, v, def); err != nil {
-			bad = errors.Join(bad, fmt.Errorf("VM %s: %w", def.Name, err))
-		}
-		for _, k := range def.Disks {
-			if _, err := v.Disk(ctx, def.Name, k.Name); err != nil {
-				bad = errors.Join(bad, err)
-			}
-		}
+	if err := s.join(ctx); err != nil {
+		return err
 	}
-	if bad != nil {
-		return bad
+	if err := define.Reset(ctx, v, def); err != nil {
+		return err
 	}
-	fmt.Fprintf(out, "volume       %s, %d VMs, undamaged\n", v.ID(), len(list))
+	fmt.Fprintf(out, "VM %s is stopped now\n", def.Name)
 	return nil
 }
 
@@ -154,6 +144,9 @@ func list(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 		if b, err := define.Block(ctx, v, d); err == nil {
 			state = describe(b)
 		}
+		if err := d.Ready(); err != nil {
+			state += ", disks not ready"
+		}
 		disks := ""
 		for _, k := range d.Disks {
 			disks += fmt.Sprintf("%s:%d MiB ", k.Name, k.SizeBytes>>20)
@@ -164,13 +157,43 @@ func list(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 }
 
 func describe(b pair.Block) string {
-	switch b.Kind {
-	case pair.Solo:
+	switch {
+	case define.Held(b):
+		return "stopped, disks being changed"
+	case b.Kind == pair.Solo:
 		return fmt.Sprintf("one host's, epoch %d", b.Epoch)
-	case pair.Pair:
+	case b.Kind == pair.Pair:
 		return fmt.Sprintf("protected, epoch %d", b.Epoch)
 	}
 	return "stopped"
+}
+
+// repair writes again what has an undamaged copy.
+func repair(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
+	v, err := volume.Open(ctx, s)
+	if err != nil {
+		return err
+	}
+	h, err := volume.Inspect(ctx, s)
+	if err != nil {
+		return err
+	}
+	if !h.Damaged() {
+		fmt.Fprintln(out, "nothing is damaged")
+		return nil
+	}
+	if err := s.join(ctx); err != nil {
+		return err
+	}
+	if err := v.Repair(ctx); err != nil {
+		return err
+	}
+	for _, p := range h.Pieces {
+		if p.Fault != "" {
+			fmt.Fprintf(out, "%s (block %d): repaired; it was: %s\n", p.Name, p.LBA, p.Fault)
+		}
+	}
+	return nil
 }
 
 // rollback returns to the older copy of the VM definitions, and says what it holds. It does so only where the newest one

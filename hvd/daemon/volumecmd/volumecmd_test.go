@@ -74,14 +74,14 @@ func (b *bench) fails(line, want string) {
 
 func TestVolumeInFile(t *testing.T) {
 	b := newBench(t)
-	b.fails("volume check --file /volume", "not formatted for Duet")
+	b.fails("volume check --file /volume", "no pair can work with this volume as it is: the volume isn't formatted for Duet")
 	b.ok("volume format --file /volume", "is ready")
 	b.fails("volume format --file /volume", "formatted for Duet already")
-	b.ok("volume check --file /volume", "0 VMs, undamaged")
+	b.ok("volume check --file /volume", "a pair can work with this volume\n")
 	b.ok("volume create --file /volume /db.json", "VM db is defined, uuid 0f0e0d0c-0b0a-4908-8706-050403020100")
 	b.fails("volume create --file /volume /db.json", "is taken")
-	b.ok("volume list --file /volume", "db  stopped  64 MiB  verified  0     3")
-	b.ok("volume check --file /volume", "1 VMs, undamaged")
+	b.ok("volume list --file /volume", "db  stopped, disks not ready  64 MiB  verified  0     3")
+	b.ok("volume check --file /volume", "VM db                   stopped  ! disk root of VM db isn't ready")
 
 	image := bytes.Repeat([]byte("disk"), 1<<18)
 	b.write("image", image)
@@ -100,27 +100,54 @@ func TestVolumeInFile(t *testing.T) {
 	}
 }
 
-// TestRollback damages the newest VM definitions, and goes back to those before.
-func TestRollback(t *testing.T) {
+// content is what a file holds.
+func (b *bench) content(name string) []byte {
+	b.t.Helper()
+	p, err := os.ReadFile(b.path(name))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return p
+}
+
+// TestRepair damages one copy of the VM definitions: nothing is lost, and it is written again.
+func TestRepair(t *testing.T) {
 	b := newBench(t)
 	b.ok("volume format --file /volume", "is ready")
 	b.ok("volume create --file /volume /db.json", "VM db is defined")
+	b.ok("volume repair --file /volume", "nothing is damaged")
+	content := b.content("volume")
+	at := bytes.Index(content, []byte(`"name": "db"`))
+	content[at+1] ^= 1
+	b.write("volume", content)
+	b.ok("volume list --file /volume", "db  stopped, disks not ready  64 MiB")
+	b.ok("volume repair --file /volume", "VM definitions, copy 1 (block 4096): repaired; it was: checksum of VM definitions: damaged")
+	b.ok("volume repair --file /volume", "nothing is damaged")
+}
+
+// TestRollback cuts an update off before its second copy, damages the first one, and goes back to the VM definitions before.
+func TestRollback(t *testing.T) {
+	const slot = 7 << 20 // bytes between the copies
+	b := newBench(t)
+	b.ok("volume format --file /volume", "is ready")
+	b.ok("volume create --file /volume /db.json", "VM db is defined")
+	before := b.content("volume")
 	b.write("web.json", []byte(`{"name":"web","memory_mib":64,"disks":[{"name":"root","size_bytes":1048576}]}`))
 	b.ok("volume create --file /volume /web.json", "VM web is defined")
 	b.fails("volume rollback --file /volume", "nothing to go back from")
 
-	content, err := os.ReadFile(b.path("volume"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	content := b.content("volume")
+	copy(content[2<<20:2<<20+slot], before[2<<20:]) // copy 1
 	at := bytes.Index(content, []byte(`"name": "web"`))
-	if at < 0 || bytes.Count(content, []byte(`"name": "web"`)) != 1 {
-		t.Fatalf("VM web isn't in exactly one copy of the definitions (%d)", at)
+	if at < 2<<20+slot || bytes.Count(content, []byte(`"name": "web"`)) != 1 {
+		t.Fatalf("VM web isn't in the second copy alone (%d)", at)
 	}
+	b.write("volume", content)
+	b.ok("volume list --file /volume", "web")
 	content[at+1] ^= 1
 	b.write("volume", content)
 	b.fails("volume list --file /volume", `"hvd volume rollback" returns to them`)
-	b.ok("volume rollback --file /volume", "db  stopped  64 MiB")
+	b.ok("volume rollback --file /volume", "db  stopped, disks not ready  64 MiB")
 	if out, err := b.run("volume list --file /volume"); err != nil || strings.Contains(out, "web") {
 		t.Errorf("after the rollback: %v, %q", err, out)
 	}
@@ -222,7 +249,7 @@ func TestImportRefused(t *testing.T) {
 	write(free)
 	started := writerFunc(func() { write(solo) })
 	err = Run(ctx, "disk", []string{"import", "--file", b.path("volume"), "db", "root", b.path("image")}, io.Discard, started)
-	if err == nil || !strings.Contains(err.Error(), "VM db was started while disk root was written") {
+	if err == nil || !strings.Contains(err.Error(), "VM db: the hold on it was taken over") {
 		t.Errorf("import into a VM that starts: %v", err)
 	}
 
@@ -231,6 +258,11 @@ func TestImportRefused(t *testing.T) {
 	}
 	b.ok("volume list --file /volume", "damaged arbiter block")
 	b.fails("volume check --file /volume", "not a valid arbiter block")
+	b.fails("disk import --file /volume db root /image", "not a valid arbiter block")
+	b.ok("volume release --file /volume db", "VM db is stopped now")
+	b.fails("volume release --file /volume db", "is undamaged")
+	b.ok("disk import --file /volume db root /image", "is on disk root of VM db")
+	b.ok("volume list --file /volume", "db  stopped  64 MiB")
 }
 
 // writerFunc is called for each write.
