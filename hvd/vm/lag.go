@@ -12,7 +12,7 @@ import (
 type lagMeter struct {
 	mu   sync.Mutex
 	pace lockstep.Pace
-	bell chan struct{} // an acknowledgement came
+	bell chan struct{} // an acknowledgement came, or something is to be done
 }
 
 func (l *lagMeter) reset() {
@@ -31,6 +31,11 @@ func (l *lagMeter) ack(executed uint64) {
 	l.mu.Lock()
 	l.pace.Executed(time.Now(), executed)
 	l.mu.Unlock()
+	l.ring()
+}
+
+// ring wakes a loop that lets the guest stand still.
+func (l *lagMeter) ring() {
 	select {
 	case l.bell <- struct{}{}:
 	default:

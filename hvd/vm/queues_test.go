@@ -7,7 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/duet-ft/duet/hvd/board"
 	"github.com/duet-ft/duet/hvd/event"
+	"github.com/duet-ft/duet/hvd/lockstep"
 )
 
 func TestInboxIsBoundedButForDisks(t *testing.T) {
@@ -92,6 +94,36 @@ func TestLag(t *testing.T) {
 	}
 	if len(l.bell) != 1 {
 		t.Error("nobody is told of acknowledgements")
+	}
+}
+
+// TestThrottle: acknowledgements that leave the secondary far behind don't end a stop, and something that is to be done does.
+func TestThrottle(t *testing.T) {
+	e := &Engine{primary: &lockstep.Primary[board.Effect]{}, do: make(chan func(), 1)}
+	e.lag.bell = make(chan struct{}, 1)
+	e.lag.pace.MaxLag = 30 * time.Millisecond
+	e.lag.reset()
+	ctx := context.Background()
+	if e.throttle(ctx, time.Now()) {
+		t.Error("stands still, and nothing is under way")
+	}
+	begun := time.Now()
+	e.lag.pace.Sent(begun.Add(-time.Second), 10)
+	e.lag.ack(9)
+	if !e.throttle(ctx, begun) || time.Since(begun) < 40*time.Millisecond || e.Stats.Throttled.Load() != 1 {
+		t.Errorf("stood for %v, %d times", time.Since(begun), e.Stats.Throttled.Load())
+	}
+	if !e.standsOn() {
+		t.Error("a stop ends by itself")
+	}
+	e.do <- func() {}
+	if e.standsOn() {
+		t.Error("stands still although there is something to do")
+	}
+	<-e.do
+	e.lag.ack(10)
+	if e.standsOn() {
+		t.Error("stands still although the secondary has executed all")
 	}
 }
 

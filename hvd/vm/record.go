@@ -140,8 +140,9 @@ func (e *Engine) flush(now time.Time, all bool) error {
 }
 
 // throttle lets the guest stand still while its secondary lags, as lockstep.Pace
-// says. An acknowledgement ends it that shows the secondary near again. It says
-// whether the guest stood.
+// says. An acknowledgement ends it that shows the secondary near again, and so does
+// whoever has something done inside: the secondary may be dead, and the log about to
+// end. It says whether the guest stood.
 func (e *Engine) throttle(ctx context.Context, now time.Time) bool {
 	if e.primary == nil {
 		return false
@@ -160,12 +161,15 @@ func (e *Engine) throttle(ctx context.Context, now time.Time) bool {
 		case <-timer.C:
 			stands = false
 		case <-e.lag.bell: // which may be an old one
-			stands = !e.lag.near()
+			stands = e.standsOn()
 		}
 	}
 	e.lag.stood()
 	return true
 }
+
+// standsOn says that the guest goes on standing still.
+func (e *Engine) standsOn() bool { return !e.lag.near() && len(e.do) == 0 }
 
 // Lag is how long ago the primary made what the secondary hasn't executed yet.
 func (e *Engine) Lag() time.Duration { return e.lag.now() }

@@ -198,6 +198,7 @@ func (e *Engine) Do(ctx context.Context, f func(*machine.Machine) error) error {
 // wake makes the loop look at what came, whatever it waits for.
 func (e *Engine) wake() {
 	e.bell.ring()
+	e.lag.ring()
 	e.kick.ask()
 }
 
