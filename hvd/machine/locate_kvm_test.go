@@ -2,9 +2,11 @@ package machine
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -116,6 +118,9 @@ func seekOnce(t *testing.T, m *Machine, rng *rand.Rand) bool {
 	}
 	locateBy(0)
 	for range 1 + rng.IntN(40) {
+		if self, err := m.SelfSteps(); err != nil || self {
+			return false
+		}
 		if d, _, err := m.Step(lockstep.Free); err != nil || d == Exited {
 			return false // the guest's end is an error
 		}
@@ -137,4 +142,34 @@ func seekOnce(t *testing.T, m *Machine, rng *rand.Rand) bool {
 		}
 	}
 	return true
+}
+
+// TestSelfSteppingGuest comes to where the torture guest single-steps itself: no
+// point is made there, and a log with a point beyond stops the copy that would have
+// to step the guest.
+func TestSelfSteppingGuest(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	m := newTortured(t)
+	if err := m.Locate(locate.Locator{Method: locate.ByStep}); err != nil {
+		t.Fatal(err)
+	}
+	for m.cpu.Regs().RFLAGS&flagTF == 0 {
+		for m.Waiting() {
+			if err := m.Apply(event.Entry{Kind: event.Deadline}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := m.Run(lockstep.Free); err != nil {
+			t.Fatal(err)
+		}
+		m.TakeEffects()
+	}
+	if exit, err := m.PointHere(1000); err != nil || exit.Kind != lockstep.Async {
+		t.Errorf("a point is made: %+v, %v", exit, err)
+	}
+	err := m.Apply(event.Entry{Kind: event.Point, Pos: m.Position(), Count: 1000, RIP: 1})
+	if !errors.Is(err, lockstep.ErrDiverged) || !strings.Contains(fmt.Sprint(err), errSelfSteps.Error()) {
+		t.Errorf("a point behind that is sought: %v", err)
+	}
 }

@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -78,9 +79,34 @@ func (m *Machine) countFrom() (err error) {
 	return err
 }
 
-// runBySteps is run, one instruction after the other.
+// errSelfSteps says that the guest single-steps itself, so that it must not be
+// stepped: what its own trap handler sees would change. A copy that would have to
+// step it for a point gives the point up, or stops.
+var errSelfSteps = errors.New("the guest single-steps itself there, which a step of the host's would show")
+
+// SelfSteps says whether the next instruction is one that the guest single-steps
+// by itself, or that begins with that.
+func (m *Machine) SelfSteps() (bool, error) {
+	if m.cpu.Regs().RFLAGS&flagTF != 0 {
+		return true, nil
+	}
+	var s kvm.Sregs
+	if err := m.cpu.System(&s); err != nil {
+		return false, err
+	}
+	i := m.instruction(&s)
+	return i.tf, nil
+}
+
+// runBySteps is run, one instruction after the other, but for a guest that
+// single-steps itself: that runs on to its next exit or kick.
 func (m *Machine) runBySteps(stop uint64) (lockstep.Exit, error) {
 	for {
+		if self, err := m.SelfSteps(); err != nil {
+			return lockstep.Exit{}, err
+		} else if self {
+			return m.run(stop)
+		}
 		d, exit, err := m.Step(stop)
 		if err != nil || d == Exited || d == Interrupted {
 			return exit, err
@@ -95,8 +121,8 @@ func (m *Machine) runBySteps(stop uint64) (lockstep.Exit, error) {
 // instructions further on. Where there is none, the exit is Async, and the guest
 // may stand elsewhere in the same run; where an exit comes first, it is that one.
 //
-// In a guest that single-steps itself there are none: to step it shows in what its
-// own trap handler sees.
+// In a guest that single-steps itself there are none, and where it begins to on the
+// way to one, none is made.
 func (m *Machine) PointHere(limit int) (lockstep.Exit, error) {
 	if m.cpu.Regs().RFLAGS&flagTF != 0 {
 		return lockstep.Exit{Kind: lockstep.Async}, nil
@@ -111,6 +137,8 @@ func (m *Machine) PointHere(limit int) (lockstep.Exit, error) {
 	}
 	p, ok, exited, err := locate.Settle(t, limit)
 	switch {
+	case errors.Is(err, errSelfSteps):
+		return lockstep.Exit{Kind: lockstep.Async}, nil
 	case err != nil || exited:
 		return s.exit, err
 	case !ok:
@@ -155,7 +183,7 @@ func (m *Machine) seek(e event.Entry) error {
 	if c, ok := t.(*locate.Counter); ok {
 		err = errors.Join(err, c.Disarm())
 	}
-	if errors.Is(err, locate.ErrMissed) {
+	if errors.Is(err, locate.ErrMissed) || errors.Is(err, errSelfSteps) {
 		return m.diverged("point", err.Error())
 	}
 	if err != nil {
@@ -186,6 +214,9 @@ type stepping struct {
 // Step makes one; locate.Stepping.
 func (s *stepping) Step() (locate.Why, error) {
 	for {
+		if self, err := s.m.SelfSteps(); err != nil || self {
+			return 0, cmp.Or(err, errSelfSteps)
+		}
 		d, exit, err := s.m.Step(lockstep.Free)
 		if err != nil {
 			return 0, err
