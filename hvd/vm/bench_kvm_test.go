@@ -157,7 +157,7 @@ func (g *benchGuest) measure(b *testing.B) {
 
 // readsPerLoop makes the exits of the shell and of dd's start disappear among those
 // of the reads.
-const readsPerLoop = 50
+const readsPerLoop = 200
 
 // read measures a read of 4 KiB that goes to the disk.
 func (g *benchGuest) read(b *testing.B) {
@@ -220,7 +220,8 @@ const enoughReceived = 10 << 10
 func (g *benchGuest) tally(b *testing.B, f func() int) {
 	s := &g.e.Stats
 	guest, all := g.threadTime(b), cpuTime(b, unix.RUSAGE_SELF)
-	exits, log, resync, resyncs := s.Exits.Load(), s.LogBytes.Load(), s.ResyncBytes.Load(), s.Resyncs.Load()
+	exits, ticks := s.Exits.Load(), s.Ticks.Load()
+	log, resync, resyncs := s.LogBytes.Load(), s.ResyncBytes.Load(), s.Resyncs.Load()
 	reads, refs, readLog, refLog := s.Reads.Load(), s.ReadRefs.Load(), s.ReadLogBytes.Load(), s.RefLogBytes.Load()
 	received := g.rim.received.Load()
 	n := float64(f())
@@ -229,6 +230,7 @@ func (g *benchGuest) tally(b *testing.B, f func() int) {
 	b.ReportMetric(float64((g.threadTime(b)-guest).Nanoseconds())/n, "guest-ns/op")
 	b.ReportMetric(float64(all.Nanoseconds())/n, "cpu-ns/op")
 	b.ReportMetric(float64(s.Exits.Load()-exits)/n, "exits/op")
+	b.ReportMetric(float64(s.Ticks.Load()-ticks)/n, "ticks/op")
 	b.ReportMetric(float64(s.LogBytes.Load()-log-resync)/n, "log-B/op")
 	b.ReportMetric(float64(resync)/n, "resync-B/op")
 	if resyncs = s.Resyncs.Load() - resyncs; resyncs > 0 {
@@ -271,7 +273,7 @@ func cpuTime(b *testing.B, who int) time.Duration {
 }
 
 // exits says what exits the guest makes while f makes n requests, by kind and
-// place for each, the most frequent first.
+// place for each, the most frequent first, and how many ticks it gets meanwhile.
 func (g *benchGuest) exits(b *testing.B, n int, f func()) string {
 	b.Helper()
 	seen := map[string]int{}
@@ -285,14 +287,16 @@ func (g *benchGuest) exits(b *testing.B, n int, f func()) string {
 		}
 	}
 	trace(func(s machine.Step) { seen[exitName(s)]++ })
+	ticks := g.e.Stats.Ticks.Load()
 	f()
+	ticks = g.e.Stats.Ticks.Load() - ticks
 	trace(nil)
 	names := slices.SortedFunc(maps.Keys(seen), func(x, y string) int { return seen[y] - seen[x] })
 	var parts []string
 	for _, name := range names {
 		parts = append(parts, fmt.Sprintf("%s %.2f", name, float64(seen[name])/float64(n)))
 	}
-	return strings.Join(parts, ", ")
+	return fmt.Sprintf("%s; ticks %.2f", strings.Join(parts, ", "), float64(ticks)/float64(n))
 }
 
 // exitName names an exit.

@@ -78,14 +78,14 @@ func table(rows []row, unit string) string {
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(w, "\nrecorded against alone (%s)\n", unit)
-	fmt.Fprintln(w, "\talone\trecorded\tratio\tthe guest's thread: alone\trecorded\tratio\texits\tlog bytes\tresync bytes\t")
+	fmt.Fprintln(w, "\talone\trecorded\tratio\tthe guest's thread: alone\trecorded\tratio\texits\tticks\tlog bytes\tresync bytes\t")
 	for _, r := range rows {
 		fmt.Fprintf(w, "%s\t", r.name)
 		for _, unit := range []string{"cpu-ns/op", "guest-ns/op"} {
 			a, b := r.alone[unit], r.recorded[unit]
 			fmt.Fprintf(w, "%.0f\t%.0f\t%s\t", a, b, ratio(b, a))
 		}
-		fmt.Fprintf(w, "%.2f\t%.1f\t%.0f\t\n", r.recorded["exits/op"], r.recorded["log-B/op"], r.recorded["resync-B/op"])
+		fmt.Fprintf(w, "%.2f\t%.2f\t%.1f\t%.0f\t\n", r.recorded["exits/op"], r.recorded["ticks/op"], r.recorded["log-B/op"], r.recorded["resync-B/op"])
 	}
 	_ = w.Flush() // to memory
 	for _, r := range rows {
@@ -115,8 +115,12 @@ var sizes = []struct {
 func replays(list []result, unit string) string {
 	for _, r := range list {
 		if r.name == "Replay" {
-			record, replay := r.figures["record-ns/op"], r.figures["replay-ns/op"]
-			return fmt.Sprintf("a boot (%s of the guest's thread): recorded %.0f, replayed %.0f, ratio %s\n", unit, record, replay, ratio(replay, record))
+			line := func(what, of string) string {
+				record, replay := r.figures["record-"+of], r.figures["replay-"+of]
+				return fmt.Sprintf("a boot (%s): recorded %.0f, replayed %.0f, ratio %s\n", what, record, replay, ratio(replay, record))
+			}
+			return line(unit+" of the guest's thread", "ns/op") + line(unit+" of all of hvd", "all-ns/op") +
+				line("time that passed", "passed-ns/op")
 		}
 	}
 	return ""
