@@ -11,9 +11,10 @@ import (
 // What a recorded guest may cost, in counts, which don't depend on how fast the
 // host is. BenchmarkGuest measures them, and more.
 const (
-	maxIdleExits    = 3.0 // a tick of Debian's 250 Hz
-	maxIdleBytes    = 4.0 // of log
-	maxRequestExits = 6.0 // of a request to Redis that writes nothing to the disk
+	maxIdleExits    = 3.0  // a tick of Debian's 250 Hz
+	maxIdleBytes    = 4.0  // of log
+	maxRequestExits = 6.0  // of a request to Redis that writes nothing to the disk
+	maxBootResyncs  = 30.0 // MB that the resyncs of a boot to Redis ship
 )
 
 // counts are an engine's counters at one moment.
@@ -28,9 +29,10 @@ func (c counts) since(before counts) counts {
 	return counts{c.exits - before.exits, c.ticks - before.ticks, c.bytes - before.bytes}
 }
 
-// withinGoals measures an idle guest's ticks and its Redis's requests, and says
-// which of them cost too much.
+// withinGoals measures what the guest's boot, which has just ended, took, an idle
+// guest's ticks and its Redis's requests, and says which of them cost too much.
 func withinGoals(ctx context.Context, rim *testRim, e *Engine) error {
+	resyncs := float64(e.Stats.ResyncBytes.Load()) / 1e6
 	if err := ticks(ctx, e, settle); err != nil {
 		return err
 	}
@@ -47,6 +49,7 @@ func withinGoals(ctx context.Context, rim *testRim, e *Engine) error {
 			errs = append(errs, fmt.Errorf("%s: %.2f, may be %.0f", what, is, most))
 		}
 	}
+	limit("MB of resyncs of the boot", resyncs, maxBootResyncs)
 	limit("exits of an idle tick", idleExits, maxIdleExits)
 	limit("bytes of log of an idle tick", idleBytes, maxIdleBytes)
 
