@@ -232,3 +232,42 @@ func TestChoicesAreWithinBounds(t *testing.T) {
 		}
 	})
 }
+
+// TestAGuestThatFillsMemoryGetsAHarvest: within a window, where inputs wait for
+// traps, and only there.
+func TestAGuestThatFillsMemoryGetsAHarvest(t *testing.T) {
+	c, l := begin()
+	c.Next(*l)
+	look := func(writes, waited uint64) bool {
+		l.Now += Window / 50
+		l.Traps[kvm.KindWrite] += writes
+		l.Placed[kvm.KindWrite] += waited
+		choice, ok := c.Next(*l)
+		if ok && choice != (Choice{Set: l.Set}) {
+			t.Fatalf("chose %+v, want a harvest and no more", choice)
+		}
+		return ok
+	}
+	for _, x := range []struct {
+		what           string
+		writes, waited uint64
+		want           bool
+	}{
+		{"many pages, and nothing waits", 500, 0, false},
+		{"some more, and an input waits", 1, 1, true},
+		{"the harvest came", 500, 1, false}, // from here on they count
+		{"too few", manyWrites - 1, 1, false},
+		{"enough", 1, 1, true},
+	} {
+		if x.what == "the harvest came" {
+			l.Harvests++
+		}
+		if got := look(x.writes, x.waited); got != x.want {
+			t.Errorf("%s: harvest %t, want %t", x.what, got, x.want)
+		}
+	}
+	l.Placed[kvm.KindTSC]++ // a read of the clock stops each guest now and then
+	if look(1000, 0) {
+		t.Error("a harvest for a guest that reads its clock")
+	}
+}
