@@ -127,8 +127,8 @@ type course struct {
 }
 
 // Run runs a cell on the protected pair. The error says what isn't as the table has it. A cell during which a host stood
-// still for long by itself is run again: a computer that does other work may not execute an emulated host for a second, and
-// then it is rightly suspected.
+// still by itself is run again: a computer that does other work may not execute an emulated host for seconds, and then it
+// is rightly suspected.
 func (t *Trial) Run(ctx context.Context, cell Cell) (Outcome, error) {
 	for try := 1; ; try++ {
 		c := &course{Trial: t, cell: cell, out: Outcome{Cell: cell}}
