@@ -29,5 +29,8 @@
 //   - Neither host tells of a divergence.
 //   - At the end, the guest's file system is checked (pairlab.Fsck).
 //
+// A cell is run again if a host says that it stood still by itself, or if its takeover was late: the computer may be busy. Nothing
+// else is excused by that: not a lost write, a restart, a divergence, or a late write.
+//
 // Times are those of emulated hosts, which wait a second until they suspect each other; real ones wait 150 ms.
 package matrix

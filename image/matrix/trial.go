@@ -25,7 +25,7 @@ const (
 	settleFor = time.Minute
 	// seedTries is how often a state transfer may be over before it is seen.
 	seedTries = 4
-	// tries is how often a cell is run that was disturbed, in all.
+	// tries is how often a cell is run, in all, that was disturbed or late.
 	tries = 3
 	// suspicion is how long an emulated host is silent until it is suspected.
 	suspicion = time.Second
@@ -127,8 +127,8 @@ type course struct {
 }
 
 // Run runs a cell on the protected pair. The error says what isn't as the table has it. A cell during which a host stood
-// still for long by itself is run again: a computer that does other work may not execute an emulated host for a second, and
-// then it is rightly suspected.
+// still by itself is run again: a computer that does other work may not execute an emulated host for seconds, and then it
+// is rightly suspected. So is one whose takeover was late.
 func (t *Trial) Run(ctx context.Context, cell Cell) (Outcome, error) {
 	for try := 1; ; try++ {
 		c := &course{Trial: t, cell: cell, out: Outcome{Cell: cell}}
@@ -138,8 +138,14 @@ func (t *Trial) Run(ctx context.Context, cell Cell) (Outcome, error) {
 		}
 		err = fmt.Errorf("%s: %w", cell.Name(), errors.Join(err, c.calmDown(context.WithoutCancel(ctx))))
 		why := c.disturbed()
-		if why == "" || try == tries || ctx.Err() != nil {
+		if errors.Is(err, errLate) {
+			why = "its time"
+		}
+		if why == "" || try == tries || ctx.Err() != nil || cell.Restarts || errors.Is(err, errUnsafe) {
 			return c.out, err
+		}
+		if unsafe := c.safe(ctx); unsafe != nil { // it may have failed before that was looked at
+			return c.out, errors.Join(err, unsafe)
 		}
 		t.log(fmt.Sprintf("once more, for %s: %v", why, err))
 	}
