@@ -19,8 +19,9 @@ type Device struct {
 
 // Open opens the disk at path for itself alone.
 func Open(path string) (*Device, error) {
-	// O_EXCL on a block device (open(2)): fails while it is mounted or otherwise in use.
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL, 0)
+	// O_EXCL on a block device (open(2)): fails while it is mounted or otherwise in use. O_DSYNC: progress is the
+	// stick's, not the memory's.
+	f, err := os.OpenFile(path, os.O_RDWR|unix.O_EXCL|unix.O_DSYNC, 0)
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return nil, fmt.Errorf("%s is in use", path)
