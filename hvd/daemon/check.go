@@ -23,7 +23,9 @@ const (
 	useManagement = "management"
 	useDirect     = "direct"
 	// screenEvery is how often the consoles' text may change.
-	screenEvery = 3 * time.Second
+	screenEvery = time.Second
+	// screenPatience is for how many polls the first text waits for an address.
+	screenPatience = 5
 	// screenLimit bounds how long a console may take it: a serial line may be held up.
 	screenLimit = 2 * time.Second
 )
@@ -150,11 +152,14 @@ func (d *instance) facts() checkup.Facts {
 // Check implements server.Backend.
 func (d *instance) Check(context.Context) []api.Finding { return checkup.Findings(d.facts()) }
 
-// keepScreen shows on the consoles how this host is reached and paired, whenever that changes.
+// keepScreen shows on the consoles how this host is reached and paired, whenever that changes. What isn't there yet is no
+// trouble until a host has had the time to get an address.
 func (d *instance) keepScreen(ctx context.Context) {
-	last := ""
+	last, patience := "", time.Now().Add(screenPatience*d.opt.Poll)
 	for {
-		if text := checkup.Screen(d.facts()); text != last {
+		f := d.facts()
+		settled := len(f.Addresses) > 0 || last != "" || time.Now().After(patience)
+		if text := checkup.Screen(f); settled && text != last {
 			last = text
 			d.opt.Screen(text)
 		}

@@ -93,7 +93,8 @@ func ParsePairing(b []byte) (*Pairing, error) {
 	return &p, nil
 }
 
-// Store writes the file in one step: after a power cut it is the old one or the new one.
+// Store writes the file in one step: after a power cut it is the old one or the new one, and once Store has returned the new
+// one.
 func (p *Pairing) Store(path string) error {
 	b, err := json.MarshalIndent(p, "", "  ")
 	if err != nil {
@@ -103,7 +104,16 @@ func (p *Pairing) Store(path string) error {
 	if _, err := ParsePairing(b); err != nil { // what can't be read back isn't written
 		return err
 	}
-	return renameio.WriteFile(path, b, 0o600, renameio.IgnoreUmask())
+	if err := renameio.WriteFile(path, b, 0o600, renameio.IgnoreUmask()); err != nil {
+		return err
+	}
+	// The partner is told that it is kept: the file's name must be on the disk as well, which else takes a file system's
+	// next commit, seconds later.
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // with returns c with what the host learned by being paired.

@@ -83,7 +83,19 @@ func Store(path string, key ed25519.PrivateKey) error {
 	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return renameio.WriteFile(path, Format(key), 0o600, renameio.IgnoreUmask())
+	return write(path, Format(key))
+}
+
+// write replaces a file in one step, and returns once the new one would be there after a power cut.
+func write(path string, b []byte) error {
+	if err := renameio.WriteFile(path, b, 0o600, renameio.IgnoreUmask()); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path)) // the file's name is in it
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // LoadOrMake loads the key at path, and makes and stores one when there is none; made says so. A file that holds

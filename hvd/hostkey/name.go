@@ -11,8 +11,6 @@ import (
 	"io/fs"
 	"os"
 	"strings"
-
-	"github.com/google/renameio/v2"
 )
 
 // Name is the name of a host that was given none: "duet-" and the first 6 hex digits of its key's SHA-256. All hosts
@@ -31,7 +29,7 @@ func LoadOrMakeToken(path string) (string, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		token := strings.ToLower(rand.Text())
-		return token, renameio.WriteFile(path, []byte(token+"\n"), 0o600, renameio.IgnoreUmask())
+		return token, write(path, []byte(token+"\n"))
 	}
 	if err != nil {
 		return "", err
