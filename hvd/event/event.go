@@ -40,7 +40,7 @@
 //	11 Mark       fingerprint's low half, u32 little endian
 //	12 Live       epoch
 //	13 Jump       now less the last now (ns)
-//	14 Traps      set, ticks between two harvests (0: one harvest now, no change)
+//	14 Traps      set, ticks between two harvests
 //	15 Behind     (nothing)
 //	16 Digest     length, bytes (what hvd/machine compares beside exits)
 //	17 DiskRef    disk, request, length, bytes (hvd/diskref's reference): a
@@ -86,7 +86,7 @@ const (
 	Mark                       // no input up to Pos; Hash is the fingerprint there
 	Live                       // from here on the log is that of a new primary
 	Jump                       // the guest's clock jumps to Now; timers that it passes fire once
-	Traps                      // from here on the kernel counts Set; the dirty log is harvested, now and each Every ticks; Every 0: now, and nothing changes
+	Traps                      // from here on the kernel counts Set; the dirty log is harvested, now and each Every ticks
 	Behind                     // more timers are due: the guest leaves as soon as it can take an interrupt behind that of Pos
 )
 

@@ -42,11 +42,7 @@ func (m *Machine) StoppedAt() int {
 // from the current position on. It harvests, so that where a set begins to have
 // first writes, both copies have the same pages clean. And it has both forget what
 // resyncs brought, so that whoever reads the log from here on needs nothing of it.
-// With every 0 it harvests, and no more.
 func (m *Machine) setTraps(set, every uint64) error {
-	if every == 0 && set == m.Traps() {
-		return m.reap()
-	}
 	if set&^m.can != 0 && set != m.Traps() || every == 0 {
 		return fmt.Errorf("%w: traps %#x each %d ticks, this host can count %#x", lockstep.ErrDiverged, set, every, m.can)
 	}

@@ -41,10 +41,6 @@
 // so there are no more of them than pays: none are added that could cost more
 // than the resyncs do. A guest that has no ticks, as while it boots, gets a
 // harvest a window all the same.
-//
-// That comes too late for the first resyncs of a guest that fills its memory. So one
-// that has written to many pages since the last harvest, and has kept an input
-// waiting for a trap, gets a harvest at once.
 package trapset
 
 import (
@@ -75,7 +71,7 @@ type Load struct {
 // Choice is what is to be in force.
 type Choice struct {
 	Set   uint64
-	Every uint64 // 0: a harvest now, and no change
+	Every uint64
 }
 
 // Window is how often the load is looked at.
@@ -97,9 +93,6 @@ const (
 	// More harvests are so many times as many; then first writes cost up to as many
 	// times what they did.
 	harvestStep = 4
-	// First writes since a harvest, from which the next one is cheap by comparison:
-	// it takes as much as four of them, and those that it brings.
-	manyWrites = 64
 )
 
 // Initial is the set that a log begins with.
@@ -124,14 +117,6 @@ type Chooser struct {
 	members []member
 	last    Load
 	begun   bool
-	seen    seen
-}
-
-// seen is of the last time when Next was called.
-type seen struct {
-	harvests, resyncs uint64
-	written           uint64 // first writes when these were seen first
-	waited            uint64 // inputs that were placed at a trap which the guest made
 }
 
 // New returns a chooser for a host that can count the given flags of
@@ -161,10 +146,9 @@ func (c *Chooser) Next(l Load) (Choice, bool) {
 		c.last, c.begun = l, true
 		return Choice{}, false
 	}
-	fills := c.fills(l)
 	passed := l.Now - c.last.Now
 	if passed < Window {
-		return Choice{Set: l.Set}, fills
+		return Choice{}, false
 	}
 	bytes := l.ResyncBytes - c.last.ResyncBytes
 	resyncs := l.Resyncs - c.last.Resyncs
@@ -197,19 +181,6 @@ func (c *Chooser) Next(l Load) (Choice, bool) {
 	idle := l.Harvests == c.last.Harvests
 	c.last = l
 	return next, idle || next != Choice{l.Set, l.Every}
-}
-
-// fills says that the guest fills memory and makes inputs wait: a resync would ship
-// all that was written since the last harvest.
-func (c *Chooser) fills(l Load) bool {
-	waited := l.Placed[kvm.KindCR3] + l.Placed[kvm.KindPF] + l.Placed[kvm.KindSyscall] + l.Placed[kvm.KindSysret] + l.Placed[kvm.KindWrite]
-	late := waited > c.seen.waited
-	c.seen.waited = waited
-	writes := l.Traps[kvm.KindWrite]
-	if l.Harvests != c.seen.harvests || l.Resyncs != c.seen.resyncs {
-		c.seen.harvests, c.seen.resyncs, c.seen.written = l.Harvests, l.Resyncs, writes
-	}
-	return late && writes-c.seen.written >= manyWrites
 }
 
 // tooDear says that a member that is on is to go.
