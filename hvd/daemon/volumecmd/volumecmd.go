@@ -30,12 +30,14 @@ const Usage = `  hvd volume format VOLUME                  make an empty volume 
   hvd volume check VOLUME                   look whether it is undamaged, and what its target can do
   hvd volume list VOLUME                    its VMs and disks
   hvd volume rollback VOLUME                go back to older VM definitions, where the newest are damaged
+  hvd volume discover --portal ADDRESS[:PORT]   the targets that a portal knows, and their portals
   hvd volume create VOLUME DEFINITION       define a VM, from a file of JSON
   hvd disk import VOLUME VM DISK IMAGE      copy a raw disk image onto a disk of a VM that is stopped
 
 VOLUME is one of
-  --portal ADDRESS[:PORT] --target NAME [--lun N] [--user NAME --secret SECRET]
-        (the secret can be in the environment, as DUET_SECRET)
+  --portal ADDRESS[:PORT] --target NAME [--lun N] [--user NAME --secret SECRET] [--portal2 ADDRESS[:PORT]]
+        [--target-user NAME --target-secret SECRET] [--digests]
+        (the secrets can be in the environment, as DUET_SECRET and DUET_TARGET_SECRET)
   --file IMAGE [--block-size 512|4096]      a file or block device that no target serves meanwhile
 `
 
@@ -50,9 +52,13 @@ func Run(ctx context.Context, word string, args []string, out, progress io.Write
 		return fmt.Errorf("%w: there is no hvd %s %.40s", ErrUsage, word, args[0])
 	}
 	var a access
-	rest, err := a.parse(word, args[1:])
+	anyTarget := c.run == nil
+	rest, err := a.parse(word, args[1:], anyTarget)
 	if err != nil {
 		return err
+	}
+	if anyTarget && len(rest) == 0 {
+		return a.discover(ctx, out)
 	}
 	if want := strings.Fields(c.args); len(rest) != len(want) {
 		return fmt.Errorf("%w: hvd %s %s takes %s and has %d arguments behind the flags",
@@ -69,7 +75,8 @@ func Run(ctx context.Context, word string, args []string, out, progress io.Write
 type command struct {
 	args   string // the arguments' names
 	writes bool
-	run    func(ctx context.Context, s *store, args []string, out, progress io.Writer) error
+	// run is nil for the command that needs no volume, discover.
+	run func(ctx context.Context, s *store, args []string, out, progress io.Writer) error
 }
 
 var commands = map[string]command{
@@ -77,12 +84,13 @@ var commands = map[string]command{
 	"volume check":    {"", false, check},
 	"volume list":     {"", false, list},
 	"volume rollback": {"", true, rollback},
+	"volume discover": {"", false, nil},
 	"volume create":   {"DEFINITION", true, create},
 	"disk import":     {"VM DISK IMAGE", true, importDisk},
 }
 
 // verbs are what may follow each word.
-var verbs = map[string]string{"volume": "format, check, list, rollback, create", "disk": "import"}
+var verbs = map[string]string{"volume": "format, check, list, rollback, discover, create", "disk": "import"}
 
 func format(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 	if err := volume.Format(ctx, s); err != nil {
@@ -100,17 +108,9 @@ func check(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 	blocks, size := s.Capacity()
 	fmt.Fprintf(out, "capacity     %d MiB, blocks of %d bytes\n", blocks*uint64(size)>>20, size)
 	if s.session != nil {
-		i := s.session.Inquiry()
-		fmt.Fprintf(out, "target       %s %s %s\n", i.Vendor, i.Product, i.Revision)
-		state := "ok"
-		if list, _, err := s.session.Registrations(ctx); errors.Is(err, iscsi.ErrUnsupported) {
-			state = "the target has none, so no VM can be protected"
-		} else if err != nil {
-			state = err.Error()
-		} else {
-			state = fmt.Sprintf("ok, %d registered", len(list))
+		if err := abilities(ctx, s.session, out); err != nil {
+			return err
 		}
-		fmt.Fprintf(out, "reservations %s\n", state)
 	}
 	v, err := volume.Open(ctx, s)
 	if err != nil {
@@ -136,6 +136,41 @@ func check(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 	}
 	fmt.Fprintf(out, "volume       %s, %d VMs, undamaged\n", v.ID(), len(list))
 	return nil
+}
+
+// abilities prints what the volume's target is and can do.
+func abilities(ctx context.Context, s *iscsi.Session, out io.Writer) error {
+	i := s.Inquiry()
+	fmt.Fprintf(out, "target       %s %s %s\n", i.Vendor, i.Product, i.Revision)
+	a, err := s.Abilities(ctx)
+	if err != nil {
+		return err
+	}
+	reserved := ""
+	if a.Reservations {
+		list, _, err := s.Registrations(ctx)
+		if err != nil {
+			return err
+		}
+		reserved = fmt.Sprintf(", %d registered", len(list))
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	for _, x := range []struct {
+		name, what, without string
+		ok                  bool
+	}{
+		{"COMPARE AND WRITE", "decides who runs a VM", "no VM can run on this volume", a.CompareAndWrite},
+		{"PERSISTENT RESERVE", "keeps a fenced host's writes out" + reserved, "no VM can be protected", a.Reservations},
+		{"WRITE SAME", "zeros without sending them", "zeros are sent", a.WriteSame},
+		{"UNMAP", "gives space back", "space isn't given back", a.Unmap},
+	} {
+		state, text := "yes", x.what
+		if !x.ok {
+			state, text = "no", x.without
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", x.name, state, text)
+	}
+	return w.Flush()
 }
 
 func list(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
