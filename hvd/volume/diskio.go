@@ -117,5 +117,25 @@ func (d *DiskIO) Write(ctx context.Context, sector uint64, p []byte) error {
 	return d.b.Write(ctx, s.lba, whole)
 }
 
+// zeroer is a volume that fills blocks with zeros by itself.
+type zeroer interface {
+	Zero(ctx context.Context, lba, n uint64) error
+}
+
+// zero is Write of zeros, which needn't go over the network where the volume can make them.
+func (d *DiskIO) zero(ctx context.Context, sector uint64, zeros []byte) error {
+	s, err := d.span(sector, len(zeros))
+	if err != nil {
+		return err
+	}
+	z, ok := d.b.(zeroer)
+	if !ok || !s.aligned {
+		return d.Write(ctx, sector, zeros)
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return z.Zero(ctx, s.lba, s.blocks)
+}
+
 // Sync makes all writes before it last.
 func (d *DiskIO) Sync(ctx context.Context) error { return d.b.Sync(ctx) }

@@ -77,7 +77,11 @@ func (d *DiskIO) copyPieces(ctx context.Context, at int64, p []byte, fresh bool)
 				continue
 			}
 		}
-		if err := d.Write(ctx, sector, run); err != nil {
+		write := d.Write
+		if zero {
+			write = d.zero
+		}
+		if err := write(ctx, sector, run); err != nil {
 			return written, err
 		}
 		written += int64(len(run))
