@@ -57,7 +57,7 @@ func TestCommandLines(t *testing.T) {
 		// The daemon shows a VM's errors with the VM's name in front.
 		{"vm --config " + bad + " --key " + key + " --run " + dir + " db", "", bad + `: unknown field "nmae"`, 1},
 		{"vm --config " + nowhere + " --key " + key + " --run " + dir + " db", "", "this host has no key: open " + key + ": no such file or directory", 1},
-		{"volume", "", "hvd: wrong use: hvd volume does what? It can format, check, list, repair, rollback, release, create:", 2},
+		{"volume", "", "hvd: wrong use: hvd volume does what? It can format, check, list, repair, rollback, release, discover, create:", 2},
 		{"volume list", "", "hvd: wrong use: which volume? Give --portal and --target, or --file:", 2},
 		{"disk", "", "hvd: wrong use: hvd disk does what? It can import:", 2},
 		{"disk explode", "", "hvd: wrong use: there is no hvd disk explode:", 2},

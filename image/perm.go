@@ -31,11 +31,15 @@ func perm(args []string) error {
 	flags.IntVar(&v.LUN, "lun", 0, "logical unit `NUMBER`")
 	flags.StringVar(&v.User, "user", "", "CHAP `NAME`")
 	flags.StringVar(&v.Secret, "secret", "", "CHAP `SECRET`")
+	flags.StringVar(&v.Portal2, "portal2", "", "another `ADDRESS[:PORT]` of the same portal group")
+	flags.StringVar(&v.TargetUser, "target-user", "", "the target's own CHAP `NAME`")
+	flags.StringVar(&v.TargetSecret, "target-secret", "", "the target's own CHAP `SECRET`")
+	flags.BoolVar(&v.Digests, "digests", false, "insist on CRC32C digests")
 	if err := parse(flags, args); err != nil {
 		return err
 	}
 	if flags.NArg() != 1 || v.Portal == "" || v.Target == "" {
-		return errors.New("usage: go run ./image perm -portal ADDRESS -target NAME [-lun N] [-user NAME -secret SECRET] DIR")
+		return errors.New("usage: go run ./image perm -portal ADDRESS -target NAME [-lun N] [-user NAME -secret SECRET] [-portal2 ADDRESS] [-target-user NAME -target-secret SECRET] [-digests] DIR")
 	}
 	files, err := pairFiles(v)
 	if err != nil {

@@ -26,6 +26,9 @@ func login(ctx context.Context, l Login) (Store, error) {
 	// joined is set before the session is used by more than one goroutine, and read when it has to log in again.
 	var joined atomic.Bool
 	join := func(ctx context.Context, s *iscsi.Session) (warning string, err error) {
+		if err := s.RequireCompareAndWrite(ctx); err != nil {
+			return "", err
+		}
 		err = s.Join(ctx)
 		if errors.Is(err, iscsi.ErrUnsupported) {
 			return "the volume's target has no persistent reservations, so no VM can be protected", nil
@@ -35,20 +38,16 @@ func login(ctx context.Context, l Login) (Store, error) {
 		}
 		return "", nil
 	}
-	s, err := iscsi.Dial(ctx, iscsi.Config{
-		Portal: l.Volume.Portal, Target: l.Volume.Target, LUN: uint64(l.Volume.LUN),
-		Initiator: nexus.Initiator(l.Host), ISID: nexus.ISID(nexus.Daemon),
-		User: l.Volume.User, Secret: l.Volume.Secret,
-		HeaderDigest: true, DataDigest: true, MaxOffline: maxOffline,
-		OnReconnect: func(ctx context.Context, s *iscsi.Session) error {
-			if !joined.Load() {
-				return nil
-			}
-			_, err := join(ctx, s) // the target may have forgotten it
-			return err
-		},
-		Notify: l.Notify,
-	})
+	cfg := nexus.Config(l.Volume, nexus.Initiator(l.Host), nexus.ISID(nexus.Daemon))
+	cfg.HeaderDigest, cfg.DataDigest, cfg.MaxOffline, cfg.Notify = true, true, maxOffline, l.Notify
+	cfg.OnReconnect = func(ctx context.Context, s *iscsi.Session) error {
+		if !joined.Load() {
+			return nil
+		}
+		_, err := join(ctx, s) // the target may have forgotten it
+		return err
+	}
+	s, err := iscsi.Dial(ctx, cfg)
 	if err != nil {
 		return Store{}, err
 	}

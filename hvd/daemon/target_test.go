@@ -112,6 +112,8 @@ func TestBadTarget(t *testing.T) {
 		{"wrong password", func(v *hostcfg.Volume) { v.Secret = "another-secret" }, "wrong CHAP user or password"},
 		{"wrong user", func(v *hostcfg.Volume) { v.User = "root" }, "wrong CHAP user or password"},
 		{"no password", func(v *hostcfg.Volume) { v.User, v.Secret = "", "" }, "wants a CHAP user and password, and none is given"},
+		{"target without mutual CHAP", func(v *hostcfg.Volume) { v.TargetUser, v.TargetSecret = "box", "another-secret" }, "or the target isn't set up for mutual CHAP"},
+		{"both portals dead", func(v *hostcfg.Volume) { v.Portal, v.Portal2 = closedPort(t), closedPort(t) }, "and by its second portal"},
 		{"too small", func(v *hostcfg.Volume) { v.Portal = tiny.Portal() }, "volume has 1048576 bytes; at least 64 MiB are needed"},
 		{"somebody's data", func(*hostcfg.Volume) {}, "the volume holds an ext2, ext3 or ext4 file system; it is never overwritten"},
 	} {
@@ -242,4 +244,46 @@ func TestDisksOnTarget(t *testing.T) {
 	if err != nil || !r.OK || rows["COMPARE AND WRITE"] != "yes" || rows["VM db"] != "stopped" || rows["partition 2"] != "duet:db:root, 40 MiB" {
 		t.Errorf("report %+v, %v", r, err)
 	}
+}
+
+// TestTargetWithoutCompareAndWrite expects that a host refuses a target that can't decide between two hosts, tgt, and
+// says what it lacks, also where the volume was made elsewhere.
+func TestTargetWithoutCompareAndWrite(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: no real target")
+	}
+	file := filepath.Join(t.TempDir(), "volume.img")
+	tg, err := target.StartTgt(t.Context(), target.Config{Dir: t.TempDir(), File: file, Size: 64 << 20})
+	if errors.Is(err, target.ErrTgtMissing) || errors.Is(err, target.ErrNotRoot) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tg.Kill)
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	blocks, err := volume.NewFile(f, 512)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := volume.Format(t.Context(), blocks); err != nil {
+		t.Fatal(err)
+	}
+	v := hostcfg.Volume{Portal: tg.Portal(), Target: tg.IQN(), LUN: tg.LUN()}
+	b, err := json.Marshal(hostcfg.Config{Name: "a", Token: "s3cret", Volume: &v})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := newHost(t, string(b))
+	h.opt.Open = login
+	h.start(t)
+	client, ctx := h.client(t, "s3cret"), deadline(t)
+	h.eventually(t, "the state says what the target lacks", func() bool {
+		s, err := client.Host(ctx)
+		return err == nil && strings.Contains(s.Volume, "the target is a IET VIRTUAL-DISK; it has no COMPARE AND WRITE")
+	})
 }

@@ -11,7 +11,8 @@
 //	  "name": "a",
 //	  "peer": {"name": "b", "key": "<Ed25519 public key, 64 hex digits>"},
 //	  "volume": {"portal": "192.0.2.1:3260", "target": "iqn.2026-01.example:duet", "lun": 0,
-//	             "user": "duet", "secret": "..."},
+//	             "user": "duet", "secret": "...",
+//	             "portal2": "192.0.2.129:3260", "target_user": "box", "target_secret": "...", "digests": true},
 //	  "management": "eth0",
 //	  "direct": "eth1",
 //	  "token": "...",
@@ -102,6 +103,16 @@ type Volume struct {
 	// User and Secret are the CHAP name and secret (RFC 7143, section 12.1.3); both empty means no authentication.
 	User   string `json:"user,omitempty"`
 	Secret string `json:"secret,omitempty"`
+	// Portal2 is another portal of the same target, of the same portal group (RFC 7143, section 4.1.1), written as
+	// Portal is: the way to the volume when the first one is cut. Empty: there is one way.
+	Portal2 string `json:"portal2,omitempty"`
+	// TargetUser and TargetSecret are what the target must prove itself with (mutual CHAP); both empty: it needn't.
+	// They need User and Secret, and another secret than that.
+	TargetUser   string `json:"target_user,omitempty"`
+	TargetSecret string `json:"target_secret,omitempty"`
+	// Digests insists on CRC32C digests of headers and data on every session. Without it the daemon asks for them and
+	// does without them where the target has none, and VMs' data go without.
+	Digests bool `json:"digests,omitempty"`
 }
 
 // Static is a fixed IPv4 configuration of the management network.
@@ -236,11 +247,18 @@ func (c *Config) checkPeer() error {
 }
 
 func (v *Volume) check() error {
-	portal, err := withPort(v.Portal)
-	if err != nil {
+	var err error
+	if v.Portal, err = withPort("portal", v.Portal); err != nil {
 		return err
 	}
-	v.Portal = portal
+	if v.Portal2 != "" {
+		if v.Portal2, err = withPort("portal2", v.Portal2); err != nil {
+			return err
+		}
+	}
+	if v.Portal == v.Portal2 {
+		return fmt.Errorf("volume.portal and volume.portal2 are both %s: they must be two ways to the target", v.Portal)
+	}
 	if !strings.HasPrefix(v.Target, "iqn.") && !strings.HasPrefix(v.Target, "eui.") && !strings.HasPrefix(v.Target, "naa.") {
 		return fmt.Errorf("volume.target %q is not an iSCSI name (iqn., eui. or naa.)", v.Target)
 	}
@@ -250,8 +268,20 @@ func (v *Volume) check() error {
 	if (v.User == "") != (v.Secret == "") {
 		return errors.New("volume.user and volume.secret belong together: give both or none")
 	}
+	switch {
+	case (v.TargetUser == "") != (v.TargetSecret == ""):
+		return errors.New("volume.target_user and volume.target_secret belong together: give both or none")
+	case v.TargetSecret != "" && v.Secret == "":
+		return errors.New("volume.target_secret (mutual CHAP) needs volume.user and volume.secret, too")
+	case v.TargetSecret != "" && v.TargetSecret == v.Secret:
+		return errors.New("volume.target_secret must differ from volume.secret, or anybody could answer with it")
+	}
 	for _, t := range []struct{ field, text string }{
-		{"volume.target", v.Target}, {"volume.user", v.User}, {"volume.secret", v.Secret},
+		{"volume.target", v.Target},
+		{"volume.user", v.User},
+		{"volume.secret", v.Secret},
+		{"volume.target_user", v.TargetUser},
+		{"volume.target_secret", v.TargetSecret},
 	} {
 		if err := checkText(t.field, t.text); err != nil {
 			return err
@@ -262,14 +292,14 @@ func (v *Volume) check() error {
 
 // withPort checks that s is an IP address, with or without a port, and returns it with one. Names are not accepted:
 // a host must reach its volume while the network's name server is down.
-func withPort(s string) (string, error) {
+func withPort(field, s string) (string, error) {
 	if ap, err := netip.ParseAddrPort(s); err == nil && ap.Port() != 0 {
 		return ap.String(), nil
 	}
 	if a, err := netip.ParseAddr(strings.Trim(s, "[]")); err == nil {
 		return netip.AddrPortFrom(a, DefaultPort).String(), nil
 	}
-	return "", fmt.Errorf("volume.portal %q is not an IP address with an optional port", s)
+	return "", fmt.Errorf("volume.%s %q is not an IP address with an optional port", field, s)
 }
 
 func (s *Static) check() error {

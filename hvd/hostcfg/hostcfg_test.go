@@ -16,7 +16,8 @@ const key = "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
 
 func TestParseFull(t *testing.T) {
 	got, err := Parse([]byte(`{"name": "a", "peer": {"name": "b", "key": "` + key + `"},
-		"volume": {"portal": "192.0.2.1", "target": "iqn.2026-01.example:duet", "lun": 1, "user": "u", "secret": "s"},
+		"volume": {"portal": "192.0.2.1", "target": "iqn.2026-01.example:duet", "lun": 1, "user": "u", "secret": "s",
+			"portal2": "[2001:db8::1]", "target_user": "v", "target_secret": "w", "digests": true},
 		"management": "eth2", "direct": "eth3", "token": "t",
 		"static": {"address": "192.0.2.10/24", "gateway": "192.0.2.1", "dns": ["192.0.2.2"]}}`))
 	if err != nil {
@@ -24,7 +25,10 @@ func TestParseFull(t *testing.T) {
 	}
 	want := &Config{
 		Name: "a", Peer: &Peer{Name: "b", Key: key},
-		Volume:     &Volume{Portal: "192.0.2.1:3260", Target: "iqn.2026-01.example:duet", LUN: 1, User: "u", Secret: "s"},
+		Volume: &Volume{
+			Portal: "192.0.2.1:3260", Target: "iqn.2026-01.example:duet", LUN: 1, User: "u", Secret: "s",
+			Portal2: "[2001:db8::1]:3260", TargetUser: "v", TargetSecret: "w", Digests: true,
+		},
 		Management: "eth2", Direct: "eth3", Token: "t",
 		Static: &Static{
 			Address: netip.MustParsePrefix("192.0.2.10/24"), Gateway: netip.MustParseAddr("192.0.2.1"),
@@ -55,6 +59,11 @@ func TestParseRefuses(t *testing.T) {
 		{"target", `{"volume": {"portal": "192.0.2.1", "target": "x", "lun": 0}}`, "not an iSCSI name"},
 		{"lun", `{"volume": {"portal": "192.0.2.1", "target": "iqn.x", "lun": -1}}`, "volume.lun -1"},
 		{"half CHAP", `{"volume": {"portal": "192.0.2.1", "target": "iqn.x", "user": "u"}}`, "belong together"},
+		{"second portal", `{"volume": {"portal": "192.0.2.1", "portal2": "x", "target": "iqn.x"}}`, "volume.portal2 \"x\" is not an IP address"},
+		{"same portal", `{"volume": {"portal": "192.0.2.1", "portal2": "192.0.2.1:3260", "target": "iqn.x"}}`, "two ways to the target"},
+		{"half mutual CHAP", `{"volume": {"portal": "192.0.2.1", "target": "iqn.x", "user": "u", "secret": "s", "target_user": "v"}}`, "target_secret belong together"},
+		{"mutual CHAP alone", `{"volume": {"portal": "192.0.2.1", "target": "iqn.x", "target_user": "v", "target_secret": "w"}}`, "needs volume.user"},
+		{"one secret", `{"volume": {"portal": "192.0.2.1", "target": "iqn.x", "user": "u", "secret": "s", "target_user": "v", "target_secret": "s"}}`, "must differ"},
 		{"interface", `{"management": "a/b"}`, "not the name of a network interface"},
 		{"same interface", `{"management": "eth0", "direct": "eth0"}`, "two interfaces"},
 		{"control character", `{"token": "a\u000ab"}`, "control character"},

@@ -8,9 +8,10 @@ import (
 )
 
 // Capacity returns the size of the logical unit in blocks, and the size of a
-// block in bytes (512 or 4096).
+// block in bytes (512 or 4096). A unit may grow; it never shrinks while the
+// session lives.
 func (s *Session) Capacity() (blocks uint64, blockSize int) {
-	return s.unit.blocks, s.unit.blockSize
+	return s.blocks.Load(), s.unit.blockSize
 }
 
 // Inquiry returns what the target says about itself.
@@ -85,8 +86,12 @@ func (s *Session) check(op string, lba uint64, n int) error {
 	if n == 0 || n%bs != 0 {
 		return s.named(fmt.Errorf("%s: %d bytes are not whole blocks of %d", op, n, bs))
 	}
-	if k := uint64(n / bs); lba > s.unit.blocks || k > s.unit.blocks-lba {
-		return s.named(fmt.Errorf("%s: blocks %d to %d: %w, which has %d", op, lba, lba+k, ErrRange, s.unit.blocks))
+	return s.checkRange(op, lba, uint64(n/bs))
+}
+
+func (s *Session) checkRange(op string, lba, n uint64) error {
+	if all := s.blocks.Load(); lba > all || n > all-lba {
+		return s.named(fmt.Errorf("%s: blocks %d to %d: %w, which has %d", op, lba, lba+n, ErrRange, all))
 	}
 	return nil
 }
@@ -161,6 +166,9 @@ func (s *Session) CompareAndWrite(ctx context.Context, lba uint64, old, new []by
 	var ce *CommandError
 	if errors.As(err, &ce) && ce.Status == statusCheckCondition && ce.Sense.Key == senseMiscompare {
 		return false, nil
+	}
+	if errors.Is(err, ErrUnsupported) {
+		err = s.lacksCompareAndWrite(err)
 	}
 	return err == nil, err
 }

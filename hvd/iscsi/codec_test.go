@@ -182,7 +182,7 @@ func TestLoginMachine(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := cfg
 			cfg.User = c.user
-			m := newLogin(cfg)
+			m := newLogin(cfg, false, chapChallenge{})
 			m.first()
 			var done bool
 			var err error
@@ -306,7 +306,7 @@ func FuzzParsers(f *testing.F) {
 			if p.apply(l) == nil && (p.targetMaxRecv < 512 || p.immediateLimit() < 0 || p.maxBurst < 512) {
 				t.Fatalf("%+v", p)
 			}
-			m := newLogin(Config{User: "u", Secret: "s"})
+			m := newLogin(Config{User: "u", Secret: "s", TargetSecret: "t"}, false, chapChallenge{})
 			m.first()
 			for range 3 {
 				_, _, _ = m.answer(loginStep{next: 1, transit: len(b)%2 == 0, text: b})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,16 +18,22 @@ type conn struct {
 	timeout time.Duration
 
 	lastReceived atomic.Int64 // UnixNano
+	writeLimit   time.Time    // the write deadline; the sender's
 
 	mu        sync.Mutex
 	wake      sync.Cond // of the writer: queue, window or end
 	queue     []*task   // not on the wire yet
+	writing   bool      // somebody sends: the writer, or a caller whose command is alone
 	control   []controlPDU
 	tasks     map[uint32]*task
-	aborts    map[uint32]*task // by the tag of the ABORT TASK
+	functions map[uint32]*function // task management, by its own tag
 	nextTag   uint32
 	pingOut   bool
+	pongs     int           // answers to pings of the target that wait
 	logoutOut chan struct{} // closed by the answer to our logout
+	held      int           // no command may go out while it isn't 0
+	leaving   bool          // the target asked for a logout
+	stuck     time.Time     // since when the target's window keeps commands back
 
 	dead chan struct{} // closed when err is set
 	err  error
@@ -38,18 +45,24 @@ type conn struct {
 type controlPDU struct {
 	h    header
 	data []byte // own copy, if not of a task
+	pong bool   // it answers a ping of the target
 	task *task  // data are out[from:from+n] of this task, in as many PDUs as needed
 	from int
 	n    int
 }
 
-// maxControl limits queued control PDUs; a target that provokes more is broken.
-const maxControl = 1024
+const (
+	// maxControl limits queued control PDUs; a target that provokes more is
+	// broken.
+	maxControl = 1024
+	// maxPongs limits answers to pings among them, which hold data.
+	maxPongs = 16
+)
 
 func newConn(st *stream, cfg Config) *conn {
 	c := &conn{
 		stream: *st, lun: encodeLUN(cfg.LUN), timeout: cfg.Timeout,
-		tasks: map[uint32]*task{}, aborts: map[uint32]*task{}, dead: make(chan struct{}),
+		tasks: map[uint32]*task{}, functions: map[uint32]*function{}, dead: make(chan struct{}),
 	}
 	c.wake.L = &c.mu
 	c.lastReceived.Store(time.Now().UnixNano())
@@ -79,6 +92,11 @@ func (c *conn) fail(err error) {
 	for _, t := range c.tasks {
 		c.complete(t, c.err)
 	}
+	for _, f := range c.functions {
+		f.err = c.err
+		close(f.done)
+	}
+	c.functions = nil
 	c.queue, c.tasks, c.control = nil, nil, nil
 	c.wake.Broadcast()
 	c.mu.Unlock()
@@ -88,7 +106,9 @@ func (c *conn) fail(err error) {
 // more, or all lists are about to go.
 func (c *conn) complete(t *task, err error) {
 	t.err = err
-	t.sent = !t.since.IsZero()
+	if !t.since.IsZero() && !t.sent { // a caller that went away has set it, and may be reading it
+		t.sent = true
+	}
 	close(t.done)
 }
 
@@ -101,8 +121,12 @@ func (c *conn) do(ctx context.Context, cmd command) (*task, error) {
 		return t, c.err
 	}
 	c.queue = append(c.queue, t)
-	c.wake.Signal()
-	c.mu.Unlock()
+	if c.alone(t) {
+		c.sendAlone(t) // unlocks
+	} else {
+		c.wake.Signal()
+		c.mu.Unlock()
+	}
 	select {
 	case <-t.done:
 		t.release()
@@ -133,17 +157,7 @@ func (c *conn) abandon(t *task) (completed bool) {
 		}
 	}
 	t.sent = true
-	// ABORT TASK (RFC 7143, section 11.5), an immediate command.
-	var h header
-	h[0] = byte(opTaskRequest) | flagImmediate
-	h[1] = flagFinal | 1
-	h.put64(8, c.lun)
-	tag := c.tag()
-	h.put32(16, tag)
-	h.put32(20, t.itt)
-	h.put32(32, c.cmdSN)
-	c.aborts[tag] = t
-	c.enqueue(controlPDU{h: h})
+	c.manage(functionAbortTask, t)
 	return false
 }
 
@@ -154,7 +168,7 @@ func (c *conn) tag() uint32 {
 		if c.nextTag == noTag {
 			continue
 		}
-		if c.tasks[c.nextTag] == nil && c.aborts[c.nextTag] == nil {
+		if c.tasks[c.nextTag] == nil && c.functions[c.nextTag] == nil {
 			return c.nextTag
 		}
 	}
@@ -166,18 +180,61 @@ func (c *conn) enqueue(p controlPDU) {
 	c.wake.Signal()
 }
 
-// writeLoop sends control PDUs first, then commands as the window allows.
+// aloneData limits the data of a command that its caller sends itself.
+const aloneData = 16 << 10
+
+// alone says that nothing but the task t, just queued, is under way, so that its
+// caller may as well send it: waking the writer costs more than the rest. The data
+// are few, so the network takes them at once unless it's stuck. With other commands
+// under way the writer sends several in one go. c.mu is held.
+func (c *conn) alone(t *task) bool {
+	return len(c.queue) == 1 && c.mayIssue() && len(c.tasks) == 0 && len(c.control) == 0 && !c.writing && len(t.out) <= aloneData
+}
+
+// sendAlone sends the one queued command. It is entered with c.mu held and releases
+// it.
+func (c *conn) sendAlone(t *task) {
+	c.queue = c.queue[:0]
+	c.writing = true
+	err := c.sendTask(t) // unlocks
+	if err == nil {
+		err = c.flush()
+	}
+	if err != nil {
+		c.fail(err)
+	}
+	c.mu.Lock()
+	c.writing = false
+	if len(c.queue)+len(c.control) > 0 {
+		c.wake.Signal()
+	}
+	c.mu.Unlock()
+}
+
+// writeLoop sends control PDUs first, then commands as the window allows. It
+// flushes when nothing more is to be sent, and then others may send.
 func (c *conn) writeLoop() error {
+	mine := false // whether it has the turn, that is, c.writing
 	for {
 		c.mu.Lock()
-		for c.err == nil && len(c.control) == 0 && !c.mayIssue() {
-			if c.bw.Buffered() > 0 {
+		yielded := false
+		for c.err == nil && (c.writing && !mine || len(c.control) == 0 && !c.mayIssue()) {
+			if mine && c.bw.Buffered() > 0 {
+				// Callers that the last answers woke may have more for the same call
+				// of the kernel, which costs as much as all the rest.
+				many := len(c.tasks) > 1 && !yielded
 				c.mu.Unlock()
-				if err := c.flush(); err != nil {
+				if many {
+					yielded = true
+					runtime.Gosched()
+				} else if err := c.flush(); err != nil {
 					return err
 				}
 				c.mu.Lock()
 				continue
+			}
+			if mine {
+				c.writing, mine = false, false
 			}
 			c.wake.Wait()
 		}
@@ -185,10 +242,14 @@ func (c *conn) writeLoop() error {
 			c.mu.Unlock()
 			return c.err
 		}
+		c.writing, mine = true, true
 		var err error
 		if len(c.control) > 0 {
 			p := c.control[0]
 			c.control = c.control[1:]
+			if p.pong {
+				c.pongs--
+			}
 			c.mu.Unlock()
 			err = c.sendControl(p)
 		} else {
@@ -204,7 +265,7 @@ func (c *conn) writeLoop() error {
 
 // mayIssue says that a command waits and fits the target's window; c.mu is held.
 func (c *conn) mayIssue() bool {
-	return len(c.queue) > 0 && !after(c.cmdSN, c.maxCmdSN)
+	return len(c.queue) > 0 && c.held == 0 && !after(c.cmdSN, c.maxCmdSN)
 }
 
 // sendTask issues a command with as much immediate data as allowed. It is
@@ -213,6 +274,8 @@ func (c *conn) sendTask(t *task) error {
 	t.itt = c.tag()
 	t.since = time.Now()
 	c.tasks[t.itt] = t
+	c.stuck = time.Time{}
+	t.cmdSN = c.cmdSN
 	h := t.header(c.lun, c.cmdSN, c.expStatSN)
 	c.cmdSN++
 	c.mu.Unlock()
@@ -220,19 +283,20 @@ func (c *conn) sendTask(t *task) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	data := t.out[:min(len(t.out), c.p.immediateLimit())]
+	t.taken.Store(int64(len(data)))
 	if t.released.Load() {
 		// The CmdSN is spoken for, so something must go out; a TEST UNIT
 		// READY in its place harms nobody.
 		h = (&task{itt: t.itt}).header(c.lun, h.u32(24), h.u32(28))
 		data = nil
 	}
-	c.nc.SetWriteDeadline(deadlineIn(c.timeout))
+	c.limitWrite()
 	return c.framing.write(c.bw, &h, data)
 }
 
 // sendControl sends a control PDU, or the Data-Out PDUs that an R2T asked for.
 func (c *conn) sendControl(p controlPDU) error {
-	c.nc.SetWriteDeadline(deadlineIn(c.timeout))
+	c.limitWrite()
 	if p.task == nil {
 		c.mu.Lock()
 		switch op := p.h.op(); {
@@ -270,8 +334,19 @@ func (c *conn) sendControl(p controlPDU) error {
 }
 
 func (c *conn) flush() error {
-	c.nc.SetWriteDeadline(deadlineIn(c.timeout))
+	c.limitWrite()
 	return c.bw.Flush()
+}
+
+// limitWrite sees to it that what is written next is over in time: within
+// c.timeout and a quarter. A deadline costs, so each serves for a while. It is the
+// sender's.
+func (c *conn) limitWrite() {
+	now := time.Now()
+	if c.writeLimit.Sub(now) < c.timeout {
+		c.writeLimit = now.Add(c.timeout + c.timeout/4)
+		c.nc.SetWriteDeadline(c.writeLimit)
+	}
 }
 
 // keepLoop pings a silent target and ends the connection when it stays silent,
@@ -296,44 +371,68 @@ func (c *conn) keepLoop() error {
 			h.put32(20, noTag)
 			c.enqueue(controlPDU{h: h})
 		}
-		var slow *task
-		for _, t := range c.tasks {
-			if time.Since(t.since) > 3*c.timeout {
-				slow = t
-			}
-		}
+		slow := c.slow()
 		c.mu.Unlock()
 		if silent > c.timeout {
 			return fmt.Errorf("target has been silent for %v", c.timeout)
 		}
-		if slow != nil {
-			return fmt.Errorf("target didn't finish %s in %v", slow.op, 3*c.timeout)
+		if slow != "" {
+			return fmt.Errorf("target %s in %v", slow, 3*c.timeout)
 		}
 	}
 }
 
+// slow says what the target should have done long ago; c.mu is held.
+func (c *conn) slow() string {
+	limit := 3 * c.timeout
+	for _, t := range c.tasks {
+		if time.Since(t.since) > limit {
+			return "didn't finish " + t.op
+		}
+	}
+	for _, f := range c.functions {
+		if time.Since(f.since) > limit {
+			return "didn't answer " + f.name()
+		}
+	}
+	if len(c.queue) == 0 || c.mayIssue() {
+		c.stuck = time.Time{}
+	} else if c.stuck.IsZero() {
+		c.stuck = time.Now()
+	} else if time.Since(c.stuck) > limit {
+		return "took no new command"
+	}
+	return ""
+}
+
 // close ends the connection, politely if the target takes part.
 func (c *conn) close(polite time.Duration) {
-	c.mu.Lock()
-	if c.err == nil && polite > 0 {
-		done := make(chan struct{})
-		c.logoutOut = done
-		var h header
-		h[0] = byte(opLogoutRequest) | flagImmediate
-		h[1] = flagFinal // reason 0: close the session
-		h.put32(16, c.tag())
-		c.enqueue(controlPDU{h: h})
-		c.mu.Unlock()
-		timer := time.NewTimer(polite)
-		select {
-		case <-done:
-		case <-c.dead:
-		case <-timer.C:
-		}
-		timer.Stop()
-	} else {
-		c.mu.Unlock()
+	if polite > 0 {
+		c.logout(polite)
 	}
 	c.fail(ErrClosed)
 	c.wg.Wait()
+}
+
+// logout asks the target to close the session, and waits for its answer for a
+// while.
+func (c *conn) logout(wait time.Duration) {
+	c.mu.Lock()
+	if c.err != nil || c.logoutOut != nil {
+		c.mu.Unlock()
+		return
+	}
+	done := make(chan struct{})
+	c.logoutOut = done
+	h := header{0: byte(opLogoutRequest) | flagImmediate, 1: flagFinal} // reason 0: close the session
+	h.put32(16, c.tag())
+	c.enqueue(controlPDU{h: h})
+	c.mu.Unlock()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-c.dead:
+	case <-timer.C:
+	}
 }

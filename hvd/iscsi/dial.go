@@ -3,6 +3,7 @@ package iscsi
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -23,28 +24,45 @@ type stream struct {
 
 const bufferSize = 128 << 10
 
-// connect opens a connection and logs in, within cfg.Timeout, following up to
-// three redirections.
-func connect(ctx context.Context, cfg Config) (*stream, error) {
+// connect opens a connection to a portal and logs in, within cfg.Timeout,
+// following up to three redirections.
+func connect(ctx context.Context, cfg Config, portal string, discovery bool) (*stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
-	portal := cfg.Portal
 	for range 4 {
-		st, next, err := connectTo(ctx, cfg, portal)
+		st, next, err := connectTo(ctx, cfg, portal, discovery)
 		if !errors.Is(err, errRedirect) {
 			return st, err
 		}
-		// TargetAddress is "host:port,portal-group" or "host"
-		portal, _, _ = strings.Cut(next, ",")
-		if _, _, err := net.SplitHostPort(portal); err != nil {
-			portal = net.JoinHostPort(strings.Trim(portal, "[]"), "3260")
-		}
+		portal = targetAddress(next)
 	}
 	return nil, errors.New("target moves us on and on")
 }
 
-func connectTo(ctx context.Context, cfg Config, portal string) (st *stream, redirect string, err error) {
-	nc, err := cfg.Dial(ctx, "tcp", portal)
+// targetAddress turns a TargetAddress, "host[:port][,portal-group]" with IPv6
+// addresses in brackets (RFC 7143, section 13.8), into host:port.
+func targetAddress(s string) string {
+	s, _, _ = strings.Cut(s, ",")
+	if _, _, err := net.SplitHostPort(s); err == nil {
+		return s
+	}
+	return net.JoinHostPort(strings.Trim(s, "[]"), "3260")
+}
+
+// dialLimit is how long opening a TCP connection may take: with a second portal,
+// a part of the whole, so that a portal that swallows everything doesn't keep us
+// from the other one.
+func (cfg Config) dialLimit() time.Duration {
+	if cfg.Second == "" {
+		return cfg.Timeout
+	}
+	return cfg.Timeout / 4
+}
+
+func connectTo(ctx context.Context, cfg Config, portal string, discovery bool) (st *stream, redirect string, err error) {
+	dialing, cancel := context.WithTimeout(ctx, cfg.dialLimit())
+	nc, err := cfg.Dial(dialing, "tcp", portal)
+	cancel()
 	if err != nil {
 		return nil, "", shortNetError(err)
 	}
@@ -69,19 +87,32 @@ func connectTo(ctx context.Context, cfg Config, portal string) (st *stream, redi
 		nc: nc, br: bufio.NewReaderSize(nc, bufferSize), bw: bufio.NewWriterSize(nc, bufferSize),
 		framing: framing{maxData: ourMaxRecv}, cmdSN: 1, expStatSN: 0,
 	}
-	redirect, err = st.login(cfg)
+	challenge, err := newChallenge()
+	if err != nil {
+		return nil, "", err
+	}
+	redirect, err = st.login(newLogin(cfg, discovery, challenge), cfg.ISID)
 	if err != nil {
 		return nil, redirect, err
 	}
 	return st, "", nil
 }
 
+func newChallenge() (c chapChallenge, err error) {
+	var b [1 + len(c.bytes)]byte
+	if _, err = rand.Read(b[:]); err != nil {
+		return c, err
+	}
+	c.id = b[0]
+	copy(c.bytes[:], b[1:])
+	return c, nil
+}
+
 // login drives a loginMachine over the stream.
-func (st *stream) login(cfg Config) (redirect string, err error) {
-	m := newLogin(cfg)
+func (st *stream) login(m *loginMachine, isid [6]byte) (redirect string, err error) {
 	req, done := m.first(), false
 	for first := true; !done; first = false {
-		h := loginHeader(req, cfg.ISID, st.cmdSN, st.expStatSN)
+		h := loginHeader(req, isid, st.cmdSN, st.expStatSN)
 		if err := st.framing.write(st.bw, &h, req.text); err != nil {
 			return "", shortNetError(err)
 		}

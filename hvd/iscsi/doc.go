@@ -30,8 +30,9 @@
 //	       Dial                       connection lost
 //	(none) ----> online ------------------------------> offline
 //	               ^                                       |
-//	               |  login with the same ISID, unit is    | back-off 100 ms..2 s
-//	               |  the same one, OnReconnect says yes   |
+//	               |  login with the same ISID, by the     | back-off 100 ms..2 s
+//	               |  portals in turn; unit is the same    |
+//	               |  one, OnReconnect says yes            |
 //	               +---------------------------------------+
 //	Close, another unit behind the same name, or OnReconnect
 //	answering ErrFenced: closed, for good
@@ -44,6 +45,29 @@
 // themselves. COMPARE AND WRITE and PERSISTENT RESERVE OUT are not: when they
 // were on the wire the answer is ErrUnknownOutcome, and it's up to the caller
 // to read back what happened.
+//
+// Each wait has a bound: a login Config.Timeout, silence the same, a command and a
+// closed command window three times that, and being offline Config.MaxOffline. A
+// target that asks for a logout (asynchronous message, event 1) gets it when the
+// commands under way are done.
+//
+// # Two portals
+//
+// Config.Second is another way to the same target. There is one connection at a
+// time: when it is lost, the next login goes by the other portal, so that no two
+// paths carry commands that could overtake each other. That is safe only where the
+// target ends what was left of the old connection before it answers the new login,
+// which it has to do for an I_T nexus: initiator name, ISID and target portal group.
+// So both portals must be of one group, by the tag that the target declares at
+// login; one of another group is refused, since commands sent by the old path could
+// still be executed after those sent by the new one, and registrations, which belong
+// to the nexus, wouldn't cover it.
+//
+// # What a fence relies on
+//
+// PREEMPT AND ABORT ends what the target has taken of the victim. Where it is missing
+// (tgt), Fence uses PREEMPT and then LOGICAL UNIT RESET, and fails if the target has
+// neither.
 //
 // # Writes
 //

@@ -26,6 +26,9 @@ var (
 	ErrRange = errors.New("outside of the volume")
 	// ErrAuth says that the target refused the user or the secret.
 	ErrAuth = errors.New("wrong CHAP user or password")
+	// ErrImpostor says that the target couldn't prove what mutual CHAP asks of
+	// it: it may be somebody else's.
+	ErrImpostor = errors.New("target doesn't prove that it is the right one")
 )
 
 // errLost marks the end of a connection; the session decides what it means

@@ -56,6 +56,9 @@ func (s *Session) run(ctx context.Context, cmd command) (*task, error) {
 			if err := s.again(ctx, t, &r); err != nil {
 				return t, err
 			}
+			if t.sense.capacityChanged() {
+				s.measure(ctx, c)
+			}
 		case errors.Is(err, errLost):
 			if t.sent && cmd.once {
 				return t, fmt.Errorf("%s: %w (%w)", cmd.op, ErrUnknownOutcome, err)
@@ -133,20 +136,43 @@ func (s *Session) look(ctx context.Context) (u unit, err error) {
 	} else if errors.Is(err, errLost) {
 		return u, err
 	}
-	b, err = s.ask(ctx, "READ CAPACITY(16)", cdbReadCapacity16(), 32)
-	if err == nil {
-		u.capacity, err = parseCapacity16(b)
+	if body, err := s.vital(ctx, 0xb2); err == nil {
+		u.provision = parseProvisioning(body)
+	} else if errors.Is(err, errLost) {
 		return u, err
 	}
+	u.capacity, err = s.capacity(ctx)
+	return u, err
+}
+
+// capacity asks the unit for its size.
+func (s *Session) capacity(ctx context.Context) (capacity, error) {
+	b, err := s.ask(ctx, "READ CAPACITY(16)", cdbReadCapacity16(), 32)
+	if err == nil {
+		return parseCapacity16(b)
+	}
 	if !errors.Is(err, ErrUnsupported) {
-		return u, err
+		return capacity{}, err
 	}
 	b, err = s.ask(ctx, "READ CAPACITY(10)", cdb{scsiReadCapacity10}, 8)
 	if err != nil {
-		return u, err
+		return capacity{}, err
 	}
-	u.capacity, err = parseCapacity10(b)
-	return u, err
+	return parseCapacity10(b)
+}
+
+// measure takes over the size of a unit that grew. If it did anything else, the
+// connection ends: the next login finds out whether it's still the same unit.
+func (s *Session) measure(ctx context.Context, c *conn) {
+	now := s.blocks.Load()
+	size, err := s.capacity(withConn(ctx, c))
+	switch {
+	case now == 0: // the first login asks by itself
+	case err != nil || size.blockSize != s.unit.blockSize || size.blocks < now:
+		c.fail(errors.New("logical unit's capacity changed"))
+	default:
+		s.blocks.CompareAndSwap(now, size.blocks)
+	}
 }
 
 // vital reads a page of vital product data.

@@ -2,8 +2,8 @@ package iscsi
 
 import (
 	"bufio"
-	"bytes"
-	"encoding/binary"
+	"encoding/hex"
+	"fmt"
 	"net"
 	"strconv"
 	"sync"
@@ -20,16 +20,25 @@ type fakeTarget struct {
 	immediate, maxRecv, maxBurst int // immediate 0: No
 	window                       uint32
 	digests                      bool
+	blockSize                    int
+	user, secret                 string // CHAP, if there is a user
+	ownUser, ownSecret           string // what the target proves itself with
+	group                        int    // portal group tag
+	damage                       bool   // PDUs may be lost or come twice
 
 	mu     sync.Mutex
 	disk   []byte
 	serial string
 	logins int
+	names  int
+	resets int          // LOGICAL UNIT RESETs
+	zeroed int          // blocks of WRITE SAME and UNMAP
 	count  map[byte]int // commands by operation code
 	// intercept sees each PDU after the login first. handled: nothing more is
 	// done with it.
 	intercept func(c *fakeConn, h *header, data []byte) (handled bool)
 	conns     map[net.Conn]bool
+	sessions  map[string]*fakeConn // by initiator port
 	wg        sync.WaitGroup
 }
 
@@ -42,6 +51,9 @@ type fakeConn struct {
 	framing framing
 	statSN  uint32
 	expCmd  uint32
+	shut    bool // the window is closed
+	port    string
+	over    chan struct{} // closed when it executes nothing any more
 	writes  map[uint32]*fakeWrite
 }
 
@@ -58,7 +70,7 @@ func newFake(t *testing.T) *fakeTarget {
 	}
 	f := &fakeTarget{
 		t: t, ln: ln, immediate: 64 << 10, maxRecv: 64 << 10, maxBurst: 256 << 10, window: 32,
-		disk: make([]byte, 4<<20), serial: "one", count: map[byte]int{}, conns: map[net.Conn]bool{},
+		group: 1, blockSize: 512, disk: make([]byte, 4<<20), serial: "one", count: map[byte]int{}, conns: map[net.Conn]bool{}, sessions: map[string]*fakeConn{},
 	}
 	f.wg.Go(f.accept)
 	t.Cleanup(func() {
@@ -69,9 +81,22 @@ func newFake(t *testing.T) *fakeTarget {
 	return f
 }
 
-func (f *fakeTarget) accept() {
+func (f *fakeTarget) accept() { f.acceptOn(f.ln) }
+
+// second opens another portal of the target.
+func (f *fakeTarget) second() net.Listener {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.wg.Go(func() { f.acceptOn(ln) })
+	f.t.Cleanup(func() { ln.Close() })
+	return ln
+}
+
+func (f *fakeTarget) acceptOn(ln net.Listener) {
 	for {
-		nc, err := f.ln.Accept()
+		nc, err := ln.Accept()
 		if err != nil {
 			return
 		}
@@ -79,9 +104,10 @@ func (f *fakeTarget) accept() {
 		f.conns[nc] = true
 		f.mu.Unlock()
 		f.wg.Go(func() {
-			c := &fakeConn{f: f, nc: nc, br: bufio.NewReader(nc), framing: framing{maxData: 1 << 24}, writes: map[uint32]*fakeWrite{}}
+			c := &fakeConn{f: f, nc: nc, br: bufio.NewReader(nc), framing: framing{maxData: 1 << 24}, writes: map[uint32]*fakeWrite{}, over: make(chan struct{})}
 			c.serve()
 			nc.Close()
+			close(c.over)
 			f.mu.Lock()
 			delete(f.conns, nc)
 			f.mu.Unlock()
@@ -99,8 +125,9 @@ func (f *fakeTarget) dropAll() {
 }
 
 func (f *fakeTarget) config() Config {
+	f.names++
 	return Config{
-		Portal: f.ln.Addr().String(), Target: "iqn.test:t", Initiator: "iqn.test:i",
+		Portal: f.ln.Addr().String(), Target: "iqn.test:t", Initiator: fmt.Sprintf("iqn.test:i%d", f.names),
 		Timeout: 2 * time.Second, MaxOffline: 10 * time.Second, HeaderDigest: f.digests, DataDigest: f.digests,
 	}
 }
@@ -120,51 +147,134 @@ func (c *fakeConn) send(h header, data []byte, status bool) {
 	}
 	h.put32(28, c.expCmd)
 	h.put32(32, c.expCmd+c.f.window-1)
+	if c.shut {
+		h.put32(32, c.expCmd-1)
+	}
 	w := bufio.NewWriter(c.nc)
 	if c.framing.write(w, &h, data) == nil {
 		w.Flush()
 	}
 }
 
-func (c *fakeConn) login() bool {
-	for step := 0; ; step++ {
-		var h header
-		if c.framing.readHeader(c.br, &h) != nil || h.op() != opLoginRequest {
-			return false
+// readLogin takes a Login Request and its keys.
+func (c *fakeConn) readLogin() (h header, keys keyList, ok bool) {
+	if c.framing.readHeader(c.br, &h) != nil || h.op() != opLoginRequest {
+		return h, nil, false
+	}
+	text := make([]byte, h.dataLen())
+	if c.framing.readData(c.br, &h, text) != nil {
+		return h, nil, false
+	}
+	c.expCmd = h.u32(24)
+	keys, err := parseKeys(text)
+	return h, keys, err == nil
+}
+
+func (c *fakeConn) answerLogin(h *header, flags byte, keys keyList) {
+	r := header{0: byte(opLoginResponse), 1: flags}
+	copy(r[8:14], h[8:14])
+	r.put32(16, h.itt())
+	c.send(r, keys.encode(), true)
+}
+
+func (c *fakeConn) refuseLogin(h *header, class, detail byte) bool {
+	r := header{0: byte(opLoginResponse), 1: h[1], 36: class, 37: detail}
+	r.put32(16, h.itt())
+	c.send(r, nil, true)
+	return false
+}
+
+// login is the target's side; discovery is what the initiator wants.
+func (c *fakeConn) login() (ok, discovery bool) {
+	var challenge chapChallenge
+	for {
+		h, keys, ok := c.readLogin()
+		if !ok {
+			return false, false
 		}
-		text := make([]byte, h.dataLen())
-		if c.framing.readData(c.br, &h, text) != nil {
-			return false
+		if kind, _ := keys.get("SessionType"); kind == "Discovery" {
+			discovery = true
 		}
-		c.expCmd = h.u32(24)
-		var r header
-		r[0], r[1] = byte(opLoginResponse), h[1]
-		copy(r[8:14], h[8:14])
-		r.put32(16, h.itt())
-		keys := keyList{{"AuthMethod", "None"}}
-		operational := h[1]>>2&3 == stageOperational
-		if operational {
-			yes := map[bool]string{true: "Yes", false: "No"}
-			digest := map[bool]string{true: "CRC32C", false: "None"}[c.f.digests]
-			keys = keyList{
-				{"ImmediateData", yes[c.f.immediate > 0]},
-				{"FirstBurstLength", strconv.Itoa(max(c.f.immediate, 512))},
-				{"MaxBurstLength", strconv.Itoa(c.f.maxBurst)},
-				{"MaxRecvDataSegmentLength", strconv.Itoa(c.f.maxRecv)},
-				{"HeaderDigest", digest},
-				{"DataDigest", digest},
-			}
+		if name, ok := keys.get("InitiatorName"); ok {
+			c.port = fmt.Sprintf("%s,%x", name, h[8:14])
 		}
-		c.send(r, keys.encode(), true)
-		if operational {
+		same, first := h[1]&^byte(flagTransit|3), keyList{{"TargetPortalGroupTag", strconv.Itoa(c.f.group)}}
+		answer, answered := keys.get("CHAP_R")
+		switch {
+		case h[1]>>2&3 == stageOperational:
+			c.reinstate()
+			c.answerLogin(&h, h[1], c.f.operational(keys))
 			c.framing.headerDigest, c.framing.dataDigest = c.f.digests, c.f.digests
-			return true
+			return true, discovery
+		case c.f.user == "":
+			c.answerLogin(&h, h[1], append(first, keyValue{"AuthMethod", "None"}))
+		case answered:
+			want := "0x" + hex.EncodeToString(chapDigest(challenge.id, c.f.secret, challenge.bytes[:]))
+			if user, _ := keys.get("CHAP_N"); user != c.f.user || answer != want {
+				return c.refuseLogin(&h, 2, 1), false
+			}
+			c.answerLogin(&h, h[1], c.f.prove(keys))
+		case len(keys) == 1: // CHAP_A
+			challenge = chapChallenge{id: 77, bytes: [16]byte{1, 2, 3}}
+			c.answerLogin(&h, same, append(challenge.keys(), keyValue{"CHAP_A", chapMD5}))
+		default:
+			c.answerLogin(&h, same, append(first, keyValue{"AuthMethod", "CHAP"}))
 		}
 	}
 }
 
+// prove answers the initiator's challenge, if there is one.
+func (f *fakeTarget) prove(keys keyList) keyList {
+	id, ok := keys.get("CHAP_I")
+	if !ok || f.ownSecret == "" {
+		return nil
+	}
+	text, _ := keys.get("CHAP_C")
+	n, _ := strconv.Atoi(id)
+	challenge, err := binaryValue(text)
+	if err != nil {
+		f.t.Error(err)
+	}
+	return keyList{{"CHAP_N", f.ownUser}, {"CHAP_R", "0x" + hex.EncodeToString(chapDigest(byte(n), f.ownSecret, challenge))}}
+}
+
+// operational are the target's values.
+func (f *fakeTarget) operational(asked keyList) keyList {
+	yes := map[bool]string{true: "Yes", false: "No"}
+	digest := map[bool]string{true: "CRC32C", false: "None"}[f.digests]
+	if v, _ := asked.get("HeaderDigest"); v == "CRC32C" && !f.digests {
+		digest = "Reject"
+	}
+	return keyList{
+		{"ImmediateData", yes[f.immediate > 0]},
+		{"FirstBurstLength", strconv.Itoa(max(f.immediate, 512))},
+		{"MaxBurstLength", strconv.Itoa(f.maxBurst)},
+		{"MaxRecvDataSegmentLength", strconv.Itoa(f.maxRecv)},
+		{"HeaderDigest", digest},
+		{"DataDigest", digest},
+	}
+}
+
+// reinstate makes an end to the initiator port's older session, as RFC 7143 section
+// 6.3.5 asks of a target.
+func (c *fakeConn) reinstate() {
+	c.f.mu.Lock()
+	old := c.f.sessions[c.port]
+	c.f.sessions[c.port] = c
+	c.f.mu.Unlock()
+	if old != nil {
+		old.nc.Close()
+		<-old.over
+	}
+}
+
 func (c *fakeConn) serve() {
-	if !c.login() {
+	ok, discovery := c.login()
+	if !ok {
+		return
+	}
+	if discovery {
+		c.listTargets()
 		return
 	}
 	c.f.mu.Lock()
@@ -181,8 +291,12 @@ func (c *fakeConn) serve() {
 			return
 		}
 		if h[0]&flagImmediate == 0 && h.op() == opSCSICommand {
-			if h.u32(24) != c.expCmd {
-				c.f.t.Errorf("CmdSN %d, expected %d", h.u32(24), c.expCmd)
+			if sn := h.u32(24); sn != c.expCmd && !c.f.damage {
+				c.f.t.Errorf("CmdSN %d, expected %d", sn, c.expCmd)
+			} else if after(c.expCmd, sn) {
+				continue // it came twice
+			} else if after(sn, c.expCmd) {
+				return // one is missing
 			}
 			c.expCmd++
 		}
@@ -217,7 +331,10 @@ func (c *fakeConn) handle(h *header, data []byte) {
 	case opDataOut:
 		w := c.writes[h.itt()]
 		if w == nil || int(h.bufferOffset()) != w.got || len(data) > c.f.maxRecv {
-			c.f.t.Errorf("Data-Out at %d of %d bytes makes no sense", h.bufferOffset(), len(data))
+			if !c.f.damage {
+				c.f.t.Errorf("Data-Out at %d of %d bytes makes no sense", h.bufferOffset(), len(data))
+			}
+			c.nc.Close()
 			return
 		}
 		w.got += copy(w.data[w.got:], data)
@@ -230,6 +347,11 @@ func (c *fakeConn) handle(h *header, data []byte) {
 			c.send(r, data, true)
 		}
 	case opTaskRequest:
+		c.f.mu.Lock()
+		if h[1]&0x7f == functionResetUnit {
+			c.f.resets++
+		}
+		c.f.mu.Unlock()
 		r[0] = byte(opTaskResponse)
 		c.send(r, nil, true)
 	case opLogoutRequest:
@@ -279,51 +401,6 @@ func (c *fakeConn) reply(h *header, data []byte) {
 	r.put32(16, h.itt())
 	r.put32(20, noTag)
 	c.send(r, data[:min(len(data), int(h.u32(20)))], true)
-}
-
-func (c *fakeConn) command(h *header, out []byte) {
-	f := c.f
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	cdb := h[32:]
-	at := func() int { return int(binary.BigEndian.Uint64(cdb[2:])) * 512 }
-	switch cdb[0] {
-	case scsiInquiry:
-		b := make([]byte, 64)
-		copy(b[8:], "Fake    target          1   ")
-		switch {
-		case cdb[1] == 1 && cdb[2] == 0x80:
-			b = append([]byte{0, 0x80, 0, byte(len(f.serial))}, f.serial...)
-		case cdb[1] == 1:
-			c.status(h.itt(), statusCheckCondition, fixedSense(senseIllegalRequest, 0x24, 0))
-			return
-		}
-		c.reply(h, b)
-	case scsiServiceIn16:
-		b := make([]byte, 32)
-		binary.BigEndian.PutUint64(b, uint64(len(f.disk)/512-1))
-		binary.BigEndian.PutUint32(b[8:], 512)
-		c.reply(h, b)
-	case scsiRead16:
-		c.reply(h, f.disk[at():][:h.u32(20)])
-	case scsiWrite16:
-		copy(f.disk[at():], out)
-		c.status(h.itt(), statusGood, nil)
-	case scsiCompareAndWrite:
-		n := len(out) / 2
-		if !bytes.Equal(f.disk[at():][:n], out[:n]) {
-			c.status(h.itt(), statusCheckCondition, fixedSense(senseMiscompare, 0x1d, 0))
-			return
-		}
-		copy(f.disk[at():], out[n:])
-		c.status(h.itt(), statusGood, nil)
-	case scsiReserveIn:
-		c.reply(h, make([]byte, 8))
-	case scsiTestUnitReady, scsiSyncCache16:
-		c.status(h.itt(), statusGood, nil)
-	default:
-		c.status(h.itt(), statusCheckCondition, fixedSense(senseIllegalRequest, 0x20, 0))
-	}
 }
 
 // onFirst intercepts the n-th command with an operation code.

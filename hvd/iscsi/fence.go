@@ -143,7 +143,8 @@ const maxFenceRounds = 16
 
 // Fence removes every registration of victim's port and returns when none is
 // left: no write of it is executed any more. Its commands under way are aborted
-// where the target can do that. This session has to have joined.
+// by PREEMPT AND ABORT, or, on targets that lack it (tgt), by PREEMPT and LOGICAL
+// UNIT RESET, which aborts those of everybody. This session has to have joined.
 //
 // It goes by port and not by key, because keys can't be trusted: istgt
 // (20111008) forgets to move the keys when it removes a registration from the
@@ -167,10 +168,18 @@ func (s *Session) Fence(ctx context.Context, victim Port) error {
 			return s.named(fmt.Errorf("%w: our own registration was removed", ErrFenced))
 		}
 		if hit == nil {
+			if s.noAbort.Load() {
+				if err := s.abortOthers(ctx); err != nil {
+					return fmt.Errorf("fenced, but its writes under way may still land: %w", err)
+				}
+			}
 			return s.ensureReservation(ctx)
 		}
-		err = s.preempt(ctx, own.Key, hit.Key, true)
-		if errors.Is(err, ErrUnsupported) {
+		if !s.noAbort.Load() {
+			err = s.preempt(ctx, own.Key, hit.Key, true)
+			s.noAbort.Store(errors.Is(err, ErrUnsupported))
+		}
+		if s.noAbort.Load() {
 			err = s.preempt(ctx, own.Key, hit.Key, false)
 		}
 		// An unknown outcome shows in the next round, and so does a key that was

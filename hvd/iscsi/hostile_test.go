@@ -55,6 +55,7 @@ func TestMalformedPDUs(t *testing.T) {
 			r.put32(16, h.itt())
 			c.send(r, nil, true)
 		}},
+		{"end of a session without an answer", func(c *fakeConn, h *header) { c.send(header{0: byte(opAsync), 36: 2}, nil, true) }},
 		{"task answer that nobody asked for", func(c *fakeConn, h *header) { c.send(header{0: byte(opTaskResponse)}, nil, true) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -70,6 +71,36 @@ func TestMalformedPDUs(t *testing.T) {
 			}
 			if !bytes.Equal(got, want) || s.Logins() != 2 || f.counted(scsiRead16) != 2 {
 				t.Errorf("%d logins, %d READs; data right: %v", s.Logins(), f.counted(scsiRead16), bytes.Equal(got, want))
+			}
+		})
+	}
+}
+
+// TestBadEndOfWrite: a target that says that a write is done without having taken
+// all of it isn't believed.
+func TestBadEndOfWrite(t *testing.T) {
+	for name, do := range map[string]func(c *fakeConn, h *header){
+		"without asking for data": func(c *fakeConn, h *header) { c.status(h.itt(), statusGood, nil) },
+		"with bytes left over": func(c *fakeConn, h *header) {
+			r := header{0: byte(opSCSIResponse), 1: flagFinal | flagUnderflow}
+			r.put32(16, h.itt())
+			r.put32(44, 512)
+			c.send(r, nil, true)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t)
+			f.immediate, f.maxBurst = 1024, 4096
+			s := dialTest(t, f.config())
+			onFirst(f, scsiWrite16, do)
+			want := make([]byte, 8192)
+			fillRandom(want, 5)
+			if err := s.Write(t.Context(), 0, want); err != nil || !bytes.Equal(f.disk[:8192], want) {
+				t.Errorf("%v; data right: %v", err, bytes.Equal(f.disk[:8192], want))
+			}
+			if s.Logins() != 2 {
+				t.Errorf("%d logins", s.Logins())
 			}
 		})
 	}
@@ -211,6 +242,41 @@ func TestSilentTarget(t *testing.T) {
 	}
 	if e := <-events; !strings.Contains(e, "back after") {
 		t.Errorf("event %q", e)
+	}
+}
+
+// TestStuckTarget: a target that answers pings but not a command, or whose answer
+// comes byte by byte without an end, is left in a time that has a bound.
+func TestStuckTarget(t *testing.T) {
+	for name, do := range map[string]func(c *fakeConn, h *header){
+		"command without an answer": func(*fakeConn, *header) {},
+		"trickle": func(c *fakeConn, h *header) {
+			r := header{0: byte(opDataIn), 1: flagFinal}
+			r.setDataLen(512)
+			r.put32(16, h.itt())
+			tick := time.NewTicker(20 * time.Millisecond)
+			defer tick.Stop()
+			for _, b := range append(r[:], make([]byte, 400)...) {
+				<-tick.C
+				if _, err := c.nc.Write([]byte{b}); err != nil {
+					return
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := newFake(t)
+			cfg := f.config()
+			cfg.Timeout = 300 * time.Millisecond
+			s := dialTest(t, cfg)
+			onFirst(f, scsiRead16, do)
+			start := time.Now()
+			mustDo(t, "read", s.Read(t.Context(), 0, make([]byte, 512)))
+			if took := time.Since(start); s.Logins() != 2 || took > 10*cfg.Timeout {
+				t.Errorf("%d logins, %v", s.Logins(), took)
+			}
+		})
 	}
 }
 

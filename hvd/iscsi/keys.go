@@ -40,6 +40,23 @@ func (l keyList) encode() []byte {
 // parseKeys is the inverse of encode. It refuses what RFC 7143 section 6.1
 // refuses, except for values longer than 255 bytes, which CHAP needs.
 func parseKeys(text []byte) (keyList, error) {
+	l, err := parsePairs(text)
+	if err != nil {
+		return nil, err
+	}
+	seen := make(map[string]bool, len(l))
+	for _, kv := range l {
+		if seen[kv.key] {
+			return nil, fmt.Errorf("negotiation text holds %s twice", kv.key)
+		}
+		seen[kv.key] = true
+	}
+	return l, nil
+}
+
+// parsePairs is parseKeys for texts in which keys may come again: answers to
+// SendTargets (RFC 7143, appendix C).
+func parsePairs(text []byte) (keyList, error) {
 	if len(text) > maxText {
 		return nil, fmt.Errorf("negotiation text of %d bytes", len(text))
 	}
@@ -56,9 +73,6 @@ func parseKeys(text []byte) (keyList, error) {
 		k, v, ok := strings.Cut(string(item), "=")
 		if !ok || k == "" || len(k) > 63 {
 			return nil, fmt.Errorf("negotiation text holds %.40q instead of key=value", item)
-		}
-		if _, dup := l.get(k); dup {
-			return nil, fmt.Errorf("negotiation text holds %s twice", k)
 		}
 		l = append(l, keyValue{k, v})
 	}

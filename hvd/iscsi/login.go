@@ -29,12 +29,16 @@ type params struct {
 	immediateData            bool
 	targetMaxRecv            int // data bytes of one PDU to the target
 	maxBurst, firstBurst     int // bytes
+	portalGroup              int // tag of the target portal group; unknownGroup if the target doesn't say
 }
+
+// unknownGroup is no portal group tag: those have 16 bits.
+const unknownGroup = -1
 
 // defaultParams hold for keys that the target doesn't mention (RFC 7143,
 // section 13).
 func defaultParams() params {
-	return params{immediateData: true, targetMaxRecv: 8192, maxBurst: 256 << 10, firstBurst: 64 << 10}
+	return params{immediateData: true, targetMaxRecv: 8192, maxBurst: 256 << 10, firstBurst: 64 << 10, portalGroup: unknownGroup}
 }
 
 // immediateLimit is how many bytes may ride in the command PDU itself.
@@ -59,13 +63,19 @@ type loginStep struct {
 //
 //	security (offer) --CHAP chosen--> challenge --> answer --+--> operational --> done
 //	                 --None chosen---------------------------+
+//
+// With mutual CHAP the answer carries a challenge of ours, and the target's next
+// words must answer it. A discovery session (RFC 7143, section 4.3) names no
+// target and offers the keys that it may.
 type loginMachine struct {
-	cfg      Config
-	p        params
-	state    loginState
-	pending  []byte // text of continued answers
-	steps    int
-	redirect string // TargetAddress of a redirection
+	cfg       Config
+	discovery bool
+	ours      chapChallenge // what the target has to answer in mutual CHAP
+	p         params
+	state     loginState
+	pending   []byte // text of continued answers
+	steps     int
+	redirect  string // TargetAddress of a redirection
 }
 
 type loginState byte
@@ -80,25 +90,33 @@ const (
 	loginDone
 )
 
-func newLogin(cfg Config) *loginMachine {
-	return &loginMachine{cfg: cfg, p: defaultParams()}
+// newLogin prepares a login. challenge has to be unpredictable.
+func newLogin(cfg Config, discovery bool, challenge chapChallenge) *loginMachine {
+	return &loginMachine{cfg: cfg, discovery: discovery, ours: challenge, p: defaultParams()}
 }
 
 // first is the request that opens the login.
 func (m *loginMachine) first() loginStep {
 	m.state = loginOffered
 	method := "None"
-	if m.cfg.User != "" {
+	switch {
+	case m.mutual():
+		method = "CHAP"
+	case m.cfg.User != "":
 		method = "CHAP,None"
 	}
-	text := keyList{
-		{"InitiatorName", m.cfg.Initiator},
-		{"TargetName", m.cfg.Target},
-		{"SessionType", "Normal"},
-		{"AuthMethod", method},
-	}.encode()
-	return loginStep{current: stageSecurity, next: stageOperational, transit: m.cfg.User == "", text: text}
+	text := keyList{{"InitiatorName", m.cfg.Initiator}}
+	if m.discovery {
+		text = append(text, keyValue{"SessionType", "Discovery"})
+	} else {
+		text = append(text, keyValue{"TargetName", m.cfg.Target}, keyValue{"SessionType", "Normal"})
+	}
+	text = append(text, keyValue{"AuthMethod", method})
+	return loginStep{current: stageSecurity, next: stageOperational, transit: m.cfg.User == "", text: text.encode()}
 }
+
+// mutual says that the target has to prove itself.
+func (m *loginMachine) mutual() bool { return m.cfg.TargetSecret != "" }
 
 // answer takes the target's answer. When done is false, req is to be sent.
 func (m *loginMachine) answer(r loginStep) (req loginStep, done bool, err error) {
@@ -109,7 +127,11 @@ func (m *loginMachine) answer(r loginStep) (req loginStep, done bool, err error)
 		return req, false, m.moved(r)
 	}
 	if r.class != 0 {
-		return req, false, &LoginError{r.class, r.detail}
+		refused := &LoginError{r.class, r.detail}
+		if m.mutual() && refused.Is(ErrAuth) {
+			return req, false, fmt.Errorf("%w, or the target isn't set up for mutual CHAP", refused)
+		}
+		return req, false, refused
 	}
 	if len(m.pending)+len(r.text) > maxText {
 		return req, false, errors.New("target's login text is too long")
@@ -123,12 +145,22 @@ func (m *loginMachine) answer(r loginStep) (req loginStep, done bool, err error)
 	if err != nil {
 		return req, false, err
 	}
+	if m.p.portalGroup, err = keys.number("TargetPortalGroupTag", 0, 1<<16-1, m.p.portalGroup); err != nil {
+		return req, false, err
+	}
 	switch m.state {
 	case loginOffered:
 		return m.chooseMethod(keys, r)
 	case loginAskedChallenge:
 		return m.challenge(keys)
-	case loginAnswered, loginWaitOperational:
+	case loginAnswered:
+		if m.mutual() {
+			if err := m.ours.check(keys, m.cfg.TargetUser, m.cfg.TargetSecret); err != nil {
+				return req, false, err
+			}
+		}
+		return m.authenticated(r)
+	case loginWaitOperational:
 		return m.authenticated(r)
 	case loginNegotiating:
 		return m.negotiated(keys, r)
@@ -166,6 +198,8 @@ func (m *loginMachine) chooseMethod(keys keyList, r loginStep) (loginStep, bool,
 		return loginStep{}, false, errors.New("target accepts neither CHAP nor a login without password")
 	case ok && method != "None":
 		return loginStep{}, false, fmt.Errorf("target wants authentication method %.40s; only CHAP is known", method)
+	case m.mutual():
+		return loginStep{}, false, fmt.Errorf("%w (it wants no authentication, so it can't do mutual CHAP)", ErrImpostor)
 	}
 	return m.authenticated(r)
 }
@@ -176,8 +210,11 @@ func (m *loginMachine) challenge(keys keyList) (loginStep, bool, error) {
 		return loginStep{}, false, err
 	}
 	m.state = loginAnswered
-	text := keyList{{"CHAP_N", m.cfg.User}, {"CHAP_R", response}}.encode()
-	return loginStep{current: stageSecurity, next: stageOperational, transit: true, text: text}, false, nil
+	text := keyList{{"CHAP_N", m.cfg.User}, {"CHAP_R", response}}
+	if m.mutual() {
+		text = append(text, m.ours.keys()...)
+	}
+	return loginStep{current: stageSecurity, next: stageOperational, transit: true, text: text.encode()}, false, nil
 }
 
 // authenticated goes on to the operational stage, or asks for it.
@@ -197,10 +234,23 @@ func (m *loginMachine) authenticated(r loginStep) (loginStep, bool, error) {
 // immediate nor asked for.
 func (m *loginMachine) offer() keyList {
 	digest := func(on bool) string {
-		if on {
+		switch {
+		case on && m.cfg.InsistOnDigests:
+			return "CRC32C"
+		case on:
 			return "CRC32C,None"
 		}
 		return "None,CRC32C"
+	}
+	if m.discovery {
+		return keyList{
+			{"HeaderDigest", digest(m.cfg.HeaderDigest)},
+			{"DataDigest", digest(m.cfg.DataDigest)},
+			{"ErrorRecoveryLevel", "0"},
+			{"DefaultTime2Wait", "0"},
+			{"DefaultTime2Retain", "0"},
+			{"MaxRecvDataSegmentLength", strconv.Itoa(ourMaxRecv)},
+		}
 	}
 	return keyList{
 		{"HeaderDigest", digest(m.cfg.HeaderDigest)},
@@ -229,6 +279,9 @@ func (m *loginMachine) negotiated(keys keyList, r loginStep) (loginStep, bool, e
 	if r.transit {
 		if r.next != stageFull {
 			return loginStep{}, false, fmt.Errorf("target goes to login stage %d after negotiation", r.next)
+		}
+		if c := m.cfg; c.InsistOnDigests && (c.HeaderDigest && !m.p.headerDigest || c.DataDigest && !m.p.dataDigest) {
+			return loginStep{}, false, errors.New("target doesn't do the CRC32C digests that were asked for; switch them on there, or don't ask")
 		}
 		m.state = loginDone
 		return loginStep{}, true, nil
@@ -263,13 +316,13 @@ func (p *params) apply(keys keyList) error {
 		case !ok:
 		case v == "CRC32C":
 			*d.on = true
-		case v == "None":
+		case v == "None", v == "Reject":
 			*d.on = false
 		default:
 			return fmt.Errorf("target answers %s=%.40s; expected None or CRC32C", d.key, v)
 		}
 	}
-	const maxLen = 1<<24 - 1
+	const maxLen = 1<<24 - 1 // RFC 7143, section 13: the largest value of each
 	var err error
 	if p.immediateData, err = keys.yes("ImmediateData", p.immediateData); err != nil {
 		return err
@@ -283,6 +336,10 @@ func (p *params) apply(keys keyList) error {
 	if p.firstBurst, err = keys.number("FirstBurstLength", 512, maxLen, p.firstBurst); err != nil {
 		return err
 	}
+	// The smaller one holds (sections 13.13 and 13.14), also for a target that
+	// answers more than was offered.
+	p.maxBurst = min(p.maxBurst, ourMaxBurst)
+	p.firstBurst = min(p.firstBurst, ourFirstBurst, p.maxBurst)
 	level, err := keys.number("ErrorRecoveryLevel", 0, 2, 0)
 	if err == nil && level != 0 {
 		err = fmt.Errorf("target insists on error recovery level %d", level)

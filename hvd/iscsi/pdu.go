@@ -18,12 +18,14 @@ const (
 	opSCSICommand   opcode = 0x01
 	opTaskRequest   opcode = 0x02
 	opLoginRequest  opcode = 0x03
+	opTextRequest   opcode = 0x04
 	opDataOut       opcode = 0x05
 	opLogoutRequest opcode = 0x06
 	opNopIn         opcode = 0x20
 	opSCSIResponse  opcode = 0x21
 	opTaskResponse  opcode = 0x22
 	opLoginResponse opcode = 0x23
+	opTextResponse  opcode = 0x24
 	opDataIn        opcode = 0x25
 	opLogoutReply   opcode = 0x26
 	opR2T           opcode = 0x31

@@ -2,14 +2,11 @@ package iscsi
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -48,7 +45,7 @@ func startTarget(t *testing.T, cfg target.Config) *target.Target {
 
 func testConfig(tg *target.Target, name string) Config {
 	return Config{
-		Portal: tg.Portal(), Target: tg.IQN(), Initiator: "iqn.2024-01.org.duet-ft:" + name,
+		Portal: tg.Portal(), Target: tg.IQN(), LUN: uint64(tg.LUN()), Initiator: "iqn.2024-01.org.duet-ft:" + name,
 		Timeout: 5 * time.Second, MaxOffline: 20 * time.Second,
 	}
 }
@@ -178,56 +175,6 @@ func TestLoginErrors(t *testing.T) {
 	}
 }
 
-// TestCompareAndWriteRace: eight sessions try to swap the same block from round
-// r to their own value of round r+1; exactly one of them may win each round.
-func TestCompareAndWriteRace(t *testing.T) {
-	t.Parallel()
-	const sessions, rounds = 8, 2500
-	tg := startTarget(t, target.Config{})
-	value := func(round, who int) []byte {
-		p := make([]byte, 512)
-		copy(p, fmt.Sprintf("round %d won by %d", round, who))
-		return p
-	}
-	var all []*Session
-	for i := range sessions {
-		all = append(all, dialTest(t, testConfig(tg, fmt.Sprintf("host-%d", i))))
-	}
-	now := value(0, 0)
-	if err := all[0].Write(t.Context(), 40, now); err != nil {
-		t.Fatal(err)
-	}
-	wins := make([]int, sessions)
-	for round := 1; round <= rounds; round++ {
-		var winners atomic.Int32
-		var winner atomic.Int32
-		var wg sync.WaitGroup
-		for i, s := range all {
-			wg.Go(func() {
-				swapped, err := s.CompareAndWrite(t.Context(), 40, now, value(round, i))
-				if err != nil {
-					t.Errorf("round %d: %v", round, err)
-				}
-				if swapped {
-					winners.Add(1)
-					winner.Store(int32(i))
-				}
-			})
-		}
-		wg.Wait()
-		if winners.Load() != 1 || t.Failed() {
-			t.Fatalf("round %d has %d winners", round, winners.Load())
-		}
-		wins[winner.Load()]++
-		now = value(round, int(winner.Load()))
-	}
-	got := make([]byte, 512)
-	if err := all[3].Read(t.Context(), 40, got); err != nil || !bytes.Equal(got, now) {
-		t.Fatalf("the last winner's value isn't there (%v)", err)
-	}
-	t.Logf("%d races among %d sessions, one winner each; wins %v", rounds, sessions, wins)
-}
-
 func TestCompareAndWriteLimits(t *testing.T) {
 	t.Parallel()
 	tg := startTarget(t, target.Config{})
@@ -253,57 +200,6 @@ func TestCompareAndWriteLimits(t *testing.T) {
 	if err := s.Write(t.Context(), 0, old[:100]); err == nil {
 		t.Error("100 bytes were written")
 	}
-}
-
-// TestRestartUnderLoad kills the target again and again while workers write
-// and verify: nothing that was acknowledged may be lost, and all workers go on.
-func TestRestartUnderLoad(t *testing.T) {
-	t.Parallel()
-	tg := startTarget(t, target.Config{})
-	cfg := testConfig(tg, "host-a")
-	cfg.DataDigest = true
-	var hooks atomic.Int32
-	cfg.OnReconnect = func(ctx context.Context, s *Session) error {
-		hooks.Add(1)
-		_, _, err := s.Keys(ctx) // on the new connection, or it would hang here
-		return err
-	}
-	s := dialTest(t, cfg)
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	var done atomic.Int64
-	const workers, region = 6, 2 << 20
-	for w := range workers {
-		wg.Go(func() {
-			for seed := uint64(w); ; seed += workers {
-				select {
-				case <-stop:
-					return
-				default:
-					hammer(t, s, uint64(w)*region/512, region, seed)
-					done.Add(1)
-				}
-			}
-		})
-	}
-	for range 3 {
-		before := done.Load()
-		waitFor(t, func() bool { return done.Load() >= before+workers })
-		next, err := tg.Restart(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		tg = next
-		t.Cleanup(next.Stop)
-	}
-	before := done.Load()
-	waitFor(t, func() bool { return done.Load() >= before+workers })
-	close(stop)
-	wg.Wait()
-	if s.Logins() < 4 || hooks.Load() < 3 {
-		t.Errorf("%d logins, %d calls of OnReconnect after 3 restarts", s.Logins(), hooks.Load())
-	}
-	t.Logf("%d rounds of 60 requests, %d logins", done.Load(), s.Logins())
 }
 
 // waitFor waits for a condition, up to a minute.

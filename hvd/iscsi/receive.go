@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 )
 
@@ -11,6 +12,11 @@ import (
 func (c *conn) readLoop() error {
 	var h header
 	for {
+		if c.br.Buffered() == 0 {
+			// Callers whose command is done may send the next one before this
+			// goroutine goes to sleep.
+			runtime.Gosched()
+		}
 		if err := c.framing.readHeader(c.br, &h); err != nil {
 			return err
 		}
@@ -51,7 +57,7 @@ func (c *conn) receive(h *header) error {
 		return c.nopIn(h, data)
 	case opTaskResponse:
 		c.acknowledge(h, true)
-		return c.aborted(h)
+		return c.managed(h)
 	case opLogoutReply:
 		c.acknowledge(h, true)
 		if c.logoutOut != nil {
@@ -77,7 +83,9 @@ func (c *conn) acknowledge(h *header, status bool) {
 	m := h.maxCmdSN()
 	if after(m, c.maxCmdSN) && !after(h.expCmdSN(), m+1) {
 		c.maxCmdSN = m
-		c.wake.Signal()
+		if len(c.queue) > 0 { // else the writer would be woken for nothing, at each answer
+			c.wake.Signal()
+		}
 	}
 }
 
@@ -138,6 +146,9 @@ func (c *conn) scsiResponse(h *header, data []byte) error {
 	if status == statusCheckCondition {
 		s = parseSense(data)
 	}
+	if left := h.u32(44); status == statusGood && len(t.out) > 0 && h.has(flagUnderflow|flagOverflow) && left != 0 {
+		return fmt.Errorf("%s: target says that it's done, but %d bytes are left over", t.op, left)
+	}
 	return c.finish(t, status, s)
 }
 
@@ -145,6 +156,9 @@ func (c *conn) scsiResponse(h *header, data []byte) error {
 func (c *conn) finish(t *task, status byte, s Sense) error {
 	if status == statusGood && !t.short && !t.released.Load() && t.got != len(t.in) {
 		return fmt.Errorf("%s: target sent %d bytes of %d and says that this is all", t.op, t.got, len(t.in))
+	}
+	if n := int(t.taken.Load()); status == statusGood && !t.released.Load() && n < len(t.out) {
+		return fmt.Errorf("%s: target took %d bytes of %d and says that this is all", t.op, n, len(t.out))
 	}
 	delete(c.tasks, t.itt)
 	t.status, t.sense = status, s
@@ -171,6 +185,7 @@ func (c *conn) readyToTransfer(h *header) error {
 	copy(d[8:16], h[8:16])
 	d.put32(16, t.itt)
 	d.put32(20, h.transferTag())
+	t.taken.Add(int64(n))
 	c.enqueue(controlPDU{h: d, task: t, from: from, n: n})
 	return nil
 }
@@ -181,41 +196,36 @@ func (c *conn) nopIn(h *header, data []byte) error {
 	if h.transferTag() == noTag {
 		return nil
 	}
-	if len(c.control) >= maxControl {
+	if c.pongs >= maxPongs {
 		return errors.New("target pings more and more without taking the answers")
 	}
+	c.pongs++
 	var r header
 	r[0] = byte(opNopOut) | flagImmediate
 	r[1] = flagFinal
 	copy(r[8:16], h[8:16])
 	r.put32(16, noTag)
 	r.put32(20, h.transferTag())
-	c.enqueue(controlPDU{h: r, data: bytes.Clone(data[:min(len(data), c.p.targetMaxRecv)])})
-	return nil
-}
-
-// aborted is the answer to an ABORT TASK: the task is gone, whatever it says.
-func (c *conn) aborted(h *header) error {
-	t := c.aborts[h.itt()]
-	if t == nil {
-		return fmt.Errorf("target answers task management tag 0x%x, which is not open", h.itt())
-	}
-	delete(c.aborts, h.itt())
-	if c.tasks[t.itt] == t {
-		delete(c.tasks, t.itt)
-		c.complete(t, errLost)
-	}
+	c.enqueue(controlPDU{h: r, pong: true, data: bytes.Clone(data[:min(len(data), c.p.targetMaxRecv)])})
 	return nil
 }
 
 // async is an asynchronous message (RFC 7143, section 11.9). Event 0 carries
-// sense data, 255 is a vendor's; all others end the connection, soon.
+// sense data, event 1 asks for a logout within so many seconds, 255 is a
+// vendor's; all others end the connection, soon.
 func (c *conn) async(h *header, data []byte) error {
 	switch event := h[36]; event {
-	case 0, 255:
+	case 0:
+		if parseSense(data).capacityChanged() {
+			// The login looks at the unit anew.
+			return errors.New("logical unit's capacity changed")
+		}
+		return nil
+	case 255:
 		return nil
 	case 1:
-		return errors.New("target asks to log out")
+		c.leave(time.Duration(h.u32(44)&0xffff) * time.Second)
+		return nil
 	case 2, 3:
 		return errors.New("target drops the connection")
 	case 4:
@@ -223,6 +233,37 @@ func (c *conn) async(h *header, data []byte) error {
 	default:
 		return fmt.Errorf("target sends asynchronous event %d", event)
 	}
+}
+
+// leave logs out when the commands under way are done, or when the target's time
+// for it is nearly over; c.mu is held. Commands that wait go out on the next
+// connection.
+func (c *conn) leave(within time.Duration) {
+	if c.leaving {
+		return
+	}
+	c.leaving = true
+	c.held++
+	end := deadlineIn(min(within/2, c.timeout))
+	c.wg.Go(func() {
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			c.mu.Lock()
+			busy := len(c.tasks) > 0
+			c.mu.Unlock()
+			if !busy || time.Now().After(end) {
+				break
+			}
+			select {
+			case <-tick.C:
+			case <-c.dead:
+				return
+			}
+		}
+		c.logout(time.Second)
+		c.fail(errors.New("target asked for a logout"))
+	})
 }
 
 // rejected is RFC 7143, section 11.17: the target didn't take a PDU of ours.

@@ -16,17 +16,20 @@ const (
 	scsiInquiry         = 0x12
 	scsiReadCapacity10  = 0x25
 	scsiSyncCache10     = 0x35
+	scsiUnmap           = 0x42
 	scsiReserveIn       = 0x5e
 	scsiReserveOut      = 0x5f
 	scsiRead16          = 0x88
 	scsiCompareAndWrite = 0x89
 	scsiWrite16         = 0x8a
 	scsiSyncCache16     = 0x91
+	scsiWriteSame16     = 0x93
 	scsiServiceIn16     = 0x9e
 )
 
-// cdbBlocks is READ(16), WRITE(16) or SYNCHRONIZE CACHE(16): address in bytes
-// 2-9, number of blocks in 10-13.
+// cdbBlocks is READ(16), WRITE(16), SYNCHRONIZE CACHE(16) or WRITE SAME(16):
+// address in bytes 2-9, number of blocks in 10-13 (SBC-3, sections 5.9, 5.35, 5.25
+// and 5.43).
 func cdbBlocks(op byte, lba uint64, blocks uint32) (c cdb) {
 	c[0] = op
 	binary.BigEndian.PutUint64(c[2:], lba)
@@ -165,23 +168,6 @@ func vitalPage(page byte, b []byte) ([]byte, error) {
 		body = body[:n]
 	}
 	return body, nil
-}
-
-// blockLimits are the fields of page B0h that matter here (SBC-3 section
-// 6.5.3). Zero means that the target doesn't say.
-type blockLimits struct {
-	compareAndWrite byte   // blocks
-	transfer        uint32 // blocks of one READ or WRITE
-}
-
-func parseBlockLimits(body []byte) (l blockLimits) {
-	if len(body) >= 2 {
-		l.compareAndWrite = body[1]
-	}
-	if len(body) >= 8 {
-		l.transfer = binary.BigEndian.Uint32(body[4:])
-	}
-	return l
 }
 
 // parseKeysIn decodes READ KEYS (SPC-4 section 6.15.2). total is how many

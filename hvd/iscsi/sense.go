@@ -88,6 +88,11 @@ func (s Sense) becomingReady() bool {
 	return s.Key == senseNotReady && s.Code == 0x04
 }
 
+// capacityChanged is CAPACITY DATA HAS CHANGED: the unit grew, or worse.
+func (s Sense) capacityChanged() bool {
+	return s.Key == senseUnitAttention && s.Code == 0x2a && s.Qualifier == 0x09
+}
+
 // String is a message for people, with the codes for those who look them up.
 func (s Sense) String() string {
 	text := map[byte]string{

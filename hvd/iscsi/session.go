@@ -5,46 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 )
-
-// Config says which logical unit to log in to, and how. Nothing in it may
-// change while the session lives.
-type Config struct {
-	Portal    string  // host:port of the target
-	Target    string  // the target's name (iqn., eui. or naa.)
-	LUN       uint64  // logical unit number
-	Initiator string  // our name (IQN)
-	ISID      [6]byte // with Initiator, the identity that reservations belong to; zero: 80 00 00 00 00 00 (random type)
-
-	User, Secret string // CHAP; an empty user means no authentication
-
-	HeaderDigest, DataDigest bool // ask for CRC32C
-
-	// Timeout limits a login, and how long a target may be silent; one command
-	// may take three times as long. Default: 10 s.
-	Timeout time.Duration
-	// MaxOffline is how long commands wait for a lost target before they fail
-	// with ErrOffline. Logins are tried on after it. Default: 60 s.
-	MaxOffline time.Duration
-
-	// Dial opens the connection. Default: net.Dialer.
-	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
-
-	// OnReconnect runs after each new login, before commands are issued again:
-	// a registered key may be gone, or another host may have taken over. It
-	// must pass ctx to the session's methods; these then run on the new
-	// connection at once. An error means another try, or the end of the
-	// session when it is ErrFenced or ErrReservationConflict.
-	OnReconnect func(ctx context.Context, s *Session) error
-
-	// Notify is told in one line when the connection is lost and when it is
-	// back. It must not call the session. May be nil.
-	Notify func(event string)
-}
 
 // maxInFlight limits commands of one session, waiting ones included; more
 // callers wait.
@@ -56,7 +20,11 @@ type Session struct {
 	cfg   Config
 	slots chan struct{} // one per command
 
-	noPersist atomic.Bool // the target can't keep registrations without power
+	noPersist atomic.Bool   // the target can't keep registrations without power
+	noAbort   atomic.Bool   // the target has no PREEMPT AND ABORT
+	blocks    atomic.Uint64 // of the unit; it may grow
+
+	noWriteSame atomic.Bool // the target has no WRITE SAME(16)
 
 	mu      sync.Mutex
 	cur     *conn         // nil while offline
@@ -66,21 +34,26 @@ type Session struct {
 	final   error         // the session is over
 	unit    unit
 	logins  uint64
+	portal  int // index in cfg.portals of the last login
+	home    int // that of the first login
+	group   int // portal group of the first login
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
 
-// unit is what is known of the logical unit.
+// unit is what is known of the logical unit. Its number of blocks is that of the
+// last login.
 type unit struct {
 	capacity
-	inquiry Inquiry
-	limits  blockLimits
+	inquiry   Inquiry
+	limits    blockLimits
+	provision provisioning
 }
 
-// Dial logs in and looks at the logical unit. It tries once. Errors name the
-// volume and what is wrong in one line.
+// Dial logs in and looks at the logical unit. It tries each portal once. Errors
+// name the volume and what is wrong in one line.
 func Dial(ctx context.Context, cfg Config) (*Session, error) {
 	cfg, err := cfg.complete()
 	if err != nil {
@@ -88,51 +61,22 @@ func Dial(ctx context.Context, cfg Config) (*Session, error) {
 	}
 	s := &Session{cfg: cfg, slots: make(chan struct{}, maxInFlight), change: make(chan struct{})}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	c, u, err := s.login(ctx)
+	c, u, err := s.login(ctx, 0)
+	if err != nil && cfg.Second != "" {
+		first := err
+		if c, u, err = s.login(ctx, 1); err != nil {
+			err = fmt.Errorf("%w; and by its second portal %s: %w", first, cfg.Second, err)
+		}
+	}
 	if err != nil {
 		s.cancel()
 		return nil, s.named(err)
 	}
-	s.cur, s.unit, s.logins = c, u, 1
+	s.cur, s.unit, s.logins, s.group = c, u, 1, c.p.portalGroup
+	s.blocks.Store(u.blocks)
 	s.wg.Add(1)
 	go func() { defer s.wg.Done(); s.supervise(c) }()
 	return s, nil
-}
-
-// complete checks the configuration and fills in defaults.
-func (cfg Config) complete() (Config, error) {
-	if _, _, err := net.SplitHostPort(cfg.Portal); err != nil {
-		return cfg, fmt.Errorf("volume portal %q: expected host:port, such as 192.168.1.10:3260", cfg.Portal)
-	}
-	for _, n := range []struct{ what, name string }{{"target", cfg.Target}, {"initiator", cfg.Initiator}} {
-		if n.name == "" || len(n.name) > 223 {
-			return cfg, fmt.Errorf("iSCSI %s name %.40q: expected 1 to 223 characters, such as iqn.2024-01.com.example:disk", n.what, n.name)
-		}
-		for _, r := range n.name {
-			if r <= ' ' || r > '~' || r == '=' {
-				return cfg, fmt.Errorf("iSCSI %s name %.40q holds %q; only letters, digits, '-', '.' and ':' are allowed", n.what, n.name, r)
-			}
-		}
-	}
-	if len(cfg.User) > 255 || len(cfg.Secret) > 255 {
-		return cfg, errors.New("CHAP user and password may have up to 255 characters")
-	}
-	if cfg.ISID == ([6]byte{}) {
-		cfg.ISID[0] = 0x80
-	}
-	if cfg.Timeout <= 0 {
-		cfg.Timeout = 10 * time.Second
-	}
-	if cfg.MaxOffline <= 0 {
-		cfg.MaxOffline = 60 * time.Second
-	}
-	if cfg.Dial == nil {
-		cfg.Dial = (&net.Dialer{}).DialContext
-	}
-	if cfg.Notify == nil {
-		cfg.Notify = func(string) {}
-	}
-	return cfg, nil
 }
 
 // named puts the volume's name before an error.
@@ -140,10 +84,14 @@ func (s *Session) named(err error) error {
 	return fmt.Errorf("volume %s %s: %w", s.cfg.Portal, s.cfg.Target, err)
 }
 
-// login connects and looks at the unit.
-func (s *Session) login(ctx context.Context) (*conn, unit, error) {
-	st, err := connect(ctx, s.cfg)
+// login connects to one of the portals and looks at the unit.
+func (s *Session) login(ctx context.Context, portal int) (*conn, unit, error) {
+	st, err := connect(ctx, s.cfg, s.cfg.portals()[portal], false)
 	if err != nil {
+		return nil, unit{}, err
+	}
+	if err := s.sameGroup(st.p.portalGroup, portal); err != nil {
+		st.nc.Close()
 		return nil, unit{}, err
 	}
 	c := newConn(st, s.cfg)
@@ -155,6 +103,26 @@ func (s *Session) login(ctx context.Context) (*conn, unit, error) {
 		return nil, unit{}, err
 	}
 	return c, u, nil
+}
+
+// sameGroup refuses a portal of another portal group than that of the first login
+// (see the package comment), also where a redirection led there. A target that
+// doesn't tell its group is trusted with the portal of the first login only.
+func (s *Session) sameGroup(group, portal int) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := s.cfg.portals()[portal]
+	switch {
+	case s.logins == 0:
+		s.home = portal
+	case group == unknownGroup && portal != s.home:
+		return fmt.Errorf("portal %s doesn't tell its portal group, so it can't stand in for the other one", name)
+	case group != s.group && s.group != unknownGroup:
+		return fmt.Errorf("portal %s is of the target's portal group %d, the other one of %d: commands under way there would outlive the change; "+
+			"name two portals of one group", name, group, s.group)
+	}
+	s.portal = portal
+	return nil
 }
 
 // supervise logs in again whenever the connection is lost, until Close.
@@ -200,7 +168,7 @@ func (s *Session) reconnect() *conn {
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
 		c, err := s.resume()
 		if err == nil {
-			s.cfg.Notify(fmt.Sprintf("volume %s %s: back after %v", s.cfg.Portal, s.cfg.Target, time.Since(since).Round(time.Millisecond)))
+			s.cfg.Notify(fmt.Sprintf("volume %s %s: back after %v", s.usedPortal(), s.cfg.Target, time.Since(since).Round(time.Millisecond)))
 			return c
 		}
 		s.mu.Lock()
@@ -225,16 +193,49 @@ func (s *Session) reconnect() *conn {
 // errReplaced says that a name leads to another logical unit than before.
 var errReplaced = errors.New("another logical unit is there now; restart with the right volume")
 
-// resume logs in once and lets OnReconnect decide.
+// usedPortal is the portal of the last login.
+func (s *Session) usedPortal() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cfg.portals()[s.portal]
+}
+
+// resume logs in once, to the portals in turn, beginning with the one that
+// wasn't used last, and lets OnReconnect decide.
 func (s *Session) resume() (*conn, error) {
-	c, u, err := s.login(s.ctx)
+	portals := s.cfg.portals()
+	s.mu.Lock()
+	next := s.portal + 1
+	s.mu.Unlock()
+	var (
+		c   *conn
+		u   unit
+		err error
+	)
+	for i := range portals {
+		k := (next + i) % len(portals)
+		var e error
+		if c, u, e = s.login(s.ctx, k); e == nil {
+			err = nil
+			break
+		}
+		if len(portals) > 1 {
+			e = fmt.Errorf("%s: %w", portals[k], e)
+		}
+		if err == nil {
+			err = e
+		} else {
+			err = fmt.Errorf("%w; %w", err, e)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
 	old := s.unit
+	blocks := s.blocks.Load()
 	switch {
-	case u.blockSize != old.blockSize || u.blocks < old.blocks:
-		err = fmt.Errorf("%w (%d blocks of %d bytes instead of %d of %d)", errReplaced, u.blocks, u.blockSize, old.blocks, old.blockSize)
+	case u.blockSize != old.blockSize || u.blocks < blocks:
+		err = fmt.Errorf("%w (%d blocks of %d bytes instead of %d of %d)", errReplaced, u.blocks, u.blockSize, blocks, old.blockSize)
 	case u.inquiry.Serial != old.inquiry.Serial:
 		err = fmt.Errorf("%w (serial number %q instead of %q)", errReplaced, u.inquiry.Serial, old.inquiry.Serial)
 	case s.cfg.OnReconnect != nil:
@@ -251,6 +252,7 @@ func (s *Session) resume() (*conn, error) {
 		return nil, s.final
 	}
 	s.cur, s.lastErr = c, nil
+	s.blocks.Store(u.blocks)
 	s.logins++
 	s.signal()
 	return c, nil

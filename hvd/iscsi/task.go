@@ -21,13 +21,15 @@ type command struct {
 type task struct {
 	command
 	itt   uint32
+	cmdSN uint32
 	since time.Time // when it was put on the wire; zero before
 
 	// mu is held while a reader or writer works on the caller's buffers. It is
 	// never held together with conn.mu: its holder may wait for the network.
 	mu       sync.Mutex
-	released atomic.Bool // the buffers are the caller's again; set with mu held
-	got      int         // bytes of in; the reader's
+	released atomic.Bool  // the buffers are the caller's again; set with mu held
+	taken    atomic.Int64 // bytes of out that the target asked for or got unasked
+	got      int          // bytes of in; the reader's
 
 	// Results, valid after done is closed.
 	done   chan struct{}

@@ -1,115 +1,44 @@
 package iscsi
 
 import (
-	"bytes"
 	"errors"
-	"fmt"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
+
+	"github.com/duet-ft/duet/image/target"
 )
 
 // startTgt runs Debian's other target, tgt, which somebody else wrote and which
-// can do less. Its daemon needs root.
-func startTgt(t *testing.T, user, secret string) Config {
+// can do less, or skips the test.
+func startTgt(t *testing.T, cfg target.Config) *target.Target {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("-short: no real target")
 	}
-	for _, tool := range []string{"/usr/sbin/tgtd", "/usr/sbin/tgtadm"} {
-		if _, err := os.Stat(tool); err != nil {
-			t.Skip("tgt is missing: apt-get install tgt")
-		}
+	cfg.Dir = t.TempDir()
+	cfg.Size = 64 << 20
+	tg, err := target.StartTgt(t.Context(), cfg)
+	if errors.Is(err, target.ErrTgtMissing) || errors.Is(err, target.ErrNotRoot) {
+		t.Skip(err)
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("tgtd needs root")
-	}
-	dir := t.TempDir()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	portal := ln.Addr().String()
-	ln.Close()
-	image := filepath.Join(dir, "volume.img")
-	if err := os.WriteFile(image, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(image, 64<<20); err != nil {
-		t.Fatal(err)
-	}
-	env := append(os.Environ(), "TGT_IPC_SOCKET="+filepath.Join(dir, "ipc"))
-	d := exec.Command("/usr/sbin/tgtd", "-f", "-C", "77", "--iscsi", "portal="+portal)
-	d.Env = env
-	var log bytes.Buffer
-	d.Stdout, d.Stderr = &log, &log
-	d.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := d.Start(); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		d.Process.Kill()
-		_ = d.Wait()
+		tg.Stop()
 		if t.Failed() {
-			t.Log(log.String())
+			tg.Log(os.Stderr)
 		}
 	})
-	configureTgt(t, env, image, user, secret)
-	return Config{
-		Portal: portal, Target: tgtName, LUN: 1, Initiator: "iqn.2024-01.org.duet-ft:a", User: user, Secret: secret,
-		Timeout: 5 * time.Second,
-	}
-}
-
-const tgtName = "iqn.2024-01.org.duet-ft:tgt"
-
-// configureTgt waits for tgtd and tells it what to serve.
-func configureTgt(t *testing.T, env []string, image, user, secret string) {
-	t.Helper()
-	adm := func(args string) error {
-		c := exec.Command("/usr/sbin/tgtadm", append([]string{"-C", "77", "--lld", "iscsi"}, strings.Fields(args)...)...)
-		c.Env = env
-		out, err := c.CombinedOutput()
-		if err != nil {
-			return fmt.Errorf("tgtadm %s: %w: %s", args, err, out)
-		}
-		return nil
-	}
-	var first error
-	end := time.Now().Add(10 * time.Second)
-	waitFor(t, func() bool {
-		first = adm("--op new --mode target --tid 1 -T " + tgtName)
-		return first == nil || time.Now().After(end)
-	})
-	if first != nil {
-		t.Skipf("tgtd doesn't start here: %v", first)
-	}
-	steps := []string{
-		"--op new --mode logicalunit --tid 1 --lun 1 -b " + image,
-		"--op bind --mode target --tid 1 -I ALL",
-	}
-	if user != "" {
-		steps = append(
-			steps, "--op new --mode account --user "+user+" --password "+secret,
-			"--op bind --mode account --tid 1 --user "+user,
-		)
-	}
-	for _, s := range steps {
-		if err := adm(s); err != nil {
-			t.Fatal(err)
-		}
-	}
+	return tg
 }
 
 func TestTgt(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	cfg := startTgt(t, "duet", testSecret)
+	cfg := testConfig(startTgt(t, target.Config{User: "duet", Secret: testSecret}), "a")
+	cfg.User, cfg.Secret = "duet", testSecret
 	bad := cfg
 	bad.Secret = "battery-staple"
 	if _, err := Dial(ctx, bad); !errors.Is(err, ErrAuth) {
@@ -124,8 +53,13 @@ func TestTgt(t *testing.T) {
 	hammer(t, a, 0, 4<<20, 1)
 	mustDo(t, "sync", a.Sync(ctx))
 	block := make([]byte, 512)
-	if _, err := a.CompareAndWrite(ctx, 9, block, block); !errors.Is(err, ErrUnsupported) {
+	_, err := a.CompareAndWrite(ctx, 9, block, block)
+	want := "the target is a IET VIRTUAL-DISK; it has no COMPARE AND WRITE, by which two hosts decide who runs a VM"
+	if !errors.Is(err, ErrUnsupported) || !errors.Is(err, ErrNoCompareAndWrite) || !strings.Contains(err.Error(), want) {
 		t.Errorf("COMPARE AND WRITE: %v", err)
+	}
+	if f, err := a.Features(ctx); err != nil || f.CompareAndWrite != No || f.Reservations != Yes {
+		t.Errorf("%+v %v", f, err)
 	}
 	mustDo(t, "join a", a.Join(ctx))
 	if err := b.Write(ctx, 0, block); !errors.Is(err, ErrReservationConflict) {

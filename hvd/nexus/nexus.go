@@ -4,8 +4,8 @@
 // # Place
 //
 // hvd/daemon logs in with a host's own port, and a VM's process with that of its VM's slot. The process that fences
-// the other host's copy derives the victim's port from here, so the rule must be the same on both hosts. It imports
-// nothing of ours.
+// the other host's copy derives the victim's port from here, so the rule must be the same on both hosts. The program's
+// volume commands log in with a name of their own. It imports hvd/hostcfg and hvd/iscsi.
 //
 // # The rule
 //
@@ -18,6 +18,11 @@
 //	3          zero ("b", "c" end here)
 //	4-5        "d", the qualifier, big endian: 0 for the daemon, 1 + slot for a VM
 package nexus
+
+import (
+	"github.com/duet-ft/duet/hvd/hostcfg"
+	"github.com/duet-ft/duet/hvd/iscsi"
+)
 
 // Daemon is the slot of a host's daemon.
 const Daemon = -1
@@ -35,4 +40,13 @@ func Initiator(host string) string { return prefix + host }
 func ISID(slot int) [6]byte {
 	d := uint16(slot + 1)
 	return [6]byte{0x80, 'D', 'T', 0, byte(d >> 8), byte(d)}
+}
+
+// Config is how to log in to a host's volume as host.json says, with the port of an initiator name and an ISID.
+func Config(v hostcfg.Volume, initiator string, isid [6]byte) iscsi.Config {
+	return iscsi.Config{
+		Portal: v.Portal, Second: v.Portal2, Target: v.Target, LUN: uint64(v.LUN), Initiator: initiator, ISID: isid,
+		User: v.User, Secret: v.Secret, TargetUser: v.TargetUser, TargetSecret: v.TargetSecret,
+		HeaderDigest: v.Digests, DataDigest: v.Digests, InsistOnDigests: v.Digests,
+	}
 }

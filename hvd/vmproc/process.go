@@ -234,11 +234,8 @@ func (p *Process) close() {
 // touches no other, and lets it write: this process has sent nothing yet, so
 // nothing old can land. A fenced copy never comes back here; its process ends.
 func (p *Process) openVolume(ctx context.Context) error {
-	v := p.host.Volume
-	cfg := iscsi.Config{
-		Portal: v.Portal, Target: v.Target, LUN: uint64(v.LUN), User: v.User, Secret: v.Secret,
-		Initiator: nexus.Initiator(p.host.Name), ISID: lookISID(p.opt.Name), Notify: p.say,
-	}
+	cfg := nexus.Config(*p.host.Volume, nexus.Initiator(p.host.Name), lookISID(p.opt.Name))
+	cfg.Notify = p.say
 	// The slot, which the session's identity has, is in the definition.
 	look, err := iscsi.Dial(ctx, cfg)
 	if err != nil {

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -144,5 +145,43 @@ func TestCopyImage(t *testing.T) {
 	}
 	if _, err := CopyImage(t.Context(), d, bytes.NewReader(image), 6<<20, true, nil); err == nil {
 		t.Error("image ends early")
+	}
+}
+
+// zeroing is a volume that makes zeros by itself, and counts the blocks.
+type zeroing struct {
+	Blocks
+	zeroed uint64
+}
+
+func (z *zeroing) Zero(ctx context.Context, lba, n uint64) error {
+	z.zeroed += n
+	_, bs := z.Capacity()
+	return z.Write(ctx, lba, make([]byte, n*uint64(bs)))
+}
+
+// TestZerosOfImage: zeros of an image that lie on old data are made by the volume.
+func TestZerosOfImage(t *testing.T) {
+	z := &zeroing{Blocks: NewMemory(1<<13, 512).Session("a")}
+	d, err := NewDiskIO(z, Extent{FirstLBA: 16, Blocks: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Write(t.Context(), 0, bytes.Repeat([]byte{7}, 2048*SectorSize)); err != nil {
+		t.Fatal(err)
+	}
+	image := append(bytes.Repeat([]byte{1}, 128<<10), make([]byte, 64<<10)...)
+	if _, err := CopyImage(t.Context(), d, bytes.NewReader(image), int64(len(image)), false, nil); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4096*SectorSize)
+	if err := d.Read(t.Context(), 0, got); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got[:len(image)], image) || !isZero(got[len(image):]) {
+		t.Error("the disk doesn't hold the image")
+	}
+	if want := uint64(2048 - 256); z.zeroed != want {
+		t.Errorf("the volume made %d blocks of zeros, want %d", z.zeroed, want)
 	}
 }

@@ -6,8 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-
-	"github.com/duet-ft/duet/hvd/iscsi"
 )
 
 const (
@@ -95,8 +93,6 @@ func claim(ctx context.Context, b Blocks, s superblock) error {
 	copy(block, s.encode())
 	swapped, err := b.CompareAndWrite(ctx, s.first, make([]byte, bs), block)
 	switch {
-	case errors.Is(err, iscsi.ErrUnsupported):
-		return fmt.Errorf("volume's target lacks COMPARE AND WRITE, which Duet needs: %w", err)
 	case err != nil:
 		return err
 	case !swapped:

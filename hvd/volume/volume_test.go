@@ -232,11 +232,11 @@ func TestFormatRefuses(t *testing.T) {
 	s := NewMemory(1<<18, 512).Session("a")
 	s.Fault = func(op Op, _ uint64, _ int) Fault {
 		if op == OpCompareAndWrite {
-			return Fault{Err: iscsi.ErrUnsupported}
+			return Fault{Err: iscsi.ErrNoCompareAndWrite}
 		}
 		return Fault{}
 	}
-	if err := Format(t.Context(), s); err == nil || !strings.Contains(err.Error(), "lacks COMPARE AND WRITE") {
+	if err := Format(t.Context(), s); err == nil || !strings.Contains(err.Error(), "has no COMPARE AND WRITE") {
 		t.Errorf("target without COMPARE AND WRITE: %v", err)
 	}
 }

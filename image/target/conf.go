@@ -15,7 +15,12 @@ func (c Config) write() (string, error) {
 	users, method := "", "None"
 	if c.User != "" {
 		method = "CHAP"
-		users = fmt.Sprintf("  Auth \"%s\" \"%s\"\n", c.User, c.Secret)
+		users = fmt.Sprintf("  Auth \"%s\" \"%s\"", c.User, c.Secret)
+		if c.OwnUser != "" {
+			method = "CHAP Mutual"
+			users += fmt.Sprintf(" \"%s\" \"%s\"", c.OwnUser, c.OwnSecret)
+		}
+		users += "\n"
 	}
 	if err := os.WriteFile(auth, []byte("[AuthGroup1]\n"+users), 0o600); err != nil {
 		return "", err
@@ -24,6 +29,10 @@ func (c Config) write() (string, error) {
 	address := c.Address
 	if strings.Contains(address, ":") {
 		address = "[" + address + "]"
+	}
+	portals := fmt.Sprintf("Portal DA1 %s:%d", address, c.Port)
+	if c.Second {
+		portals += fmt.Sprintf("\n  Portal DA2 %s:%d", address, c.secondPort)
 	}
 	base, suffix, _ := strings.Cut(name, ":")
 	var b strings.Builder
@@ -54,7 +63,7 @@ func (c Config) write() (string, error) {
 	fmt.Fprintf(&b, `[UnitControl]
   AuthMethod None
 [PortalGroup1]
-  Portal DA1 %s:%d
+  %s
 [InitiatorGroup1]
   InitiatorName "ALL"
   Netmask %s
@@ -69,7 +78,7 @@ func (c Config) write() (string, error) {
   BlockLength %d
   QueueDepth %d
   LUN0 Storage %s %dMB
-`, address, c.Port, netmask, suffix, method, c.BlockSize, c.QueueDepth, c.File, c.Size>>20)
+`, portals, netmask, suffix, method, c.BlockSize, c.QueueDepth, c.File, c.Size>>20)
 	conf := filepath.Join(c.Dir, "istgt.conf")
 	return conf, os.WriteFile(conf, []byte(b.String()), 0o600)
 }

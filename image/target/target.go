@@ -1,11 +1,11 @@
-// Package target runs Debian's istgt, a user-space iSCSI target, on a file:
-// the volume of tests and of the demonstration.
+// Package target runs Debian's user-space iSCSI targets on a file: istgt, the
+// volume of tests and of the demonstration, and tgt, which can do less.
 //
 // # Place
 //
-// Tests of hvd/iscsi, hvd/volume and the nested tests start it; it imports
-// nothing of ours. It needs no root: all its files are in one directory, and
-// the port is an ordinary one.
+// Tests of hvd/iscsi, hvd/daemon, hvd/volume and the nested tests start them; it
+// imports nothing of ours. istgt needs no root: all its files are in one directory,
+// and the port is an ordinary one. tgtd needs root.
 //
 // # What istgt 20111008 does
 //
@@ -18,6 +18,13 @@
 //   - It keeps nothing in memory that a kill would lose: writes are in the
 //     file, so a killed istgt loses none. (A power cut of the machine is
 //     another matter: SYNCHRONIZE CACHE is fsync.)
+//
+// # What tgt 1.0.85 does
+//
+//   - No COMPARE AND WRITE, though it names a limit for it. No PREEMPT AND ABORT,
+//     but PREEMPT and LOGICAL UNIT RESET, which waits for commands under way.
+//   - A registration belongs to a session: it is gone after a new login.
+//   - Its unit is LUN 1; LUN 0 is a controller.
 package target
 
 import (
@@ -57,17 +64,26 @@ type Config struct {
 	Address string
 	// Port to listen on. 0: a free one.
 	Port int
+	// Second is whether it listens on a second port, too, in the same portal
+	// group.
+	Second bool
 	// User and Secret for CHAP, if User isn't empty.
 	User, Secret string
+	// OwnUser and OwnSecret are what the target proves itself with (mutual CHAP),
+	// if OwnUser isn't empty.
+	OwnUser, OwnSecret string
 	// BlockSize is 512 (default) or 4096.
 	BlockSize int
 	// QueueDepth limits commands in flight of a session (1 to 255). Default: 64.
 	QueueDepth int
+
+	secondPort int // a restarted target keeps it
 }
 
-// Target is a running istgt.
+// Target is a running target.
 type Target struct {
 	cfg    Config
+	what   program
 	portal string
 	cmd    *exec.Cmd
 	done   chan struct{} // the process ended
@@ -93,42 +109,86 @@ func Start(ctx context.Context, cfg Config) (*Target, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg, err = cfg.complete(); err != nil {
+	return startAny(ctx, program{
+		name: "istgt", target: name, lun: 0,
+		command: func(cfg Config) (*exec.Cmd, error) {
+			conf, err := cfg.write()
+			return exec.Command(bin, "-D", "-c", conf), err
+		},
+	}, cfg)
+}
+
+// program is one of the targets.
+type program struct {
+	name    string
+	target  string // its iSCSI name
+	lun     int
+	command func(Config) (*exec.Cmd, error)
+	// set tells the running program what to serve, if its command line doesn't.
+	set func(context.Context, Config) error
+}
+
+func startAny(ctx context.Context, p program, cfg Config) (*Target, error) {
+	cfg, err := cfg.complete()
+	if err != nil {
 		return nil, err
 	}
 	// A port that was free a moment ago can be taken: try others then.
 	for try := 0; ; try++ {
-		t, err := start(ctx, bin, cfg)
+		t, err := start(ctx, p, cfg)
 		if err == nil || cfg.Port != 0 || try == 3 || ctx.Err() != nil {
 			return t, err
 		}
 	}
 }
 
-func start(ctx context.Context, bin string, cfg Config) (*Target, error) {
-	l, err := net.Listen("tcp", net.JoinHostPort(cfg.Address, strconv.Itoa(cfg.Port)))
-	if err != nil {
-		return nil, fmt.Errorf("istgt can't listen: %w", err)
+func start(ctx context.Context, p program, cfg Config) (*Target, error) {
+	ports := []*int{&cfg.Port}
+	if cfg.Second {
+		ports = append(ports, &cfg.secondPort)
 	}
-	cfg.Port = l.Addr().(*net.TCPAddr).Port
-	l.Close()
-	conf, err := cfg.write()
+	var held []net.Listener
+	var err error
+	for _, port := range ports {
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort(cfg.Address, strconv.Itoa(*port))); err != nil {
+			err = fmt.Errorf("%s can't listen: %w", p.name, err)
+			break
+		}
+		held = append(held, l)
+		*port = l.Addr().(*net.TCPAddr).Port
+	}
+	for _, l := range held {
+		l.Close()
+	}
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.Create(filepath.Join(cfg.Dir, "istgt.log"))
+	return launch(ctx, p, cfg)
+}
+
+// launch runs the program on the ports that were found free.
+func launch(ctx context.Context, p program, cfg Config) (*Target, error) {
+	cmd, err := p.command(cfg)
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.Create(filepath.Join(cfg.Dir, "target.log"))
 	if err != nil {
 		return nil, err
 	}
 	defer log.Close()
-	t := &Target{cfg: cfg, portal: net.JoinHostPort(cfg.Address, strconv.Itoa(cfg.Port)), done: make(chan struct{})}
-	t.cmd = exec.Command(bin, "-D", "-c", conf)
+	t := &Target{cfg: cfg, what: p, portal: net.JoinHostPort(cfg.Address, strconv.Itoa(cfg.Port)), cmd: cmd, done: make(chan struct{})}
 	t.cmd.Stdout, t.cmd.Stderr = log, log
 	t.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	if err := t.run(); err != nil {
-		return nil, fmt.Errorf("istgt: %w", err)
+		return nil, fmt.Errorf("%s: %w", p.name, err)
 	}
-	if err := t.ready(ctx); err != nil {
+	err = t.ready(ctx)
+	if err == nil && p.set != nil {
+		err = p.set(ctx, cfg)
+	}
+	if err != nil {
 		t.Kill()
 		return nil, err
 	}
@@ -137,7 +197,7 @@ func start(ctx context.Context, bin string, cfg Config) (*Target, error) {
 
 func (c Config) complete() (Config, error) {
 	if c.Dir == "" {
-		return c, errors.New("istgt needs a directory for its configuration")
+		return c, errors.New("a target needs a directory for its configuration")
 	}
 	var err error
 	if c.Dir, err = filepath.Abs(c.Dir); err != nil {
@@ -164,9 +224,12 @@ func (c Config) complete() (Config, error) {
 	if c.User != "" && (len(c.Secret) < 12 || len(c.Secret) > 16) {
 		return c, errors.New("the volume's CHAP password must have 12 to 16 characters")
 	}
-	for _, s := range []string{c.Dir, c.File, c.User, c.Secret} {
+	if c.OwnUser != "" && (c.User == "" || len(c.OwnSecret) < 12 || len(c.OwnSecret) > 16) {
+		return c, errors.New("mutual CHAP needs a user for initiators, and a password of 12 to 16 characters for the target")
+	}
+	for _, s := range []string{c.Dir, c.File, c.User, c.Secret, c.OwnUser, c.OwnSecret} {
 		if strings.ContainsAny(s, "\"\n\\ ") {
-			return c, fmt.Errorf("istgt's configuration can't hold %q (quote, blank or backslash)", s)
+			return c, fmt.Errorf("a target's configuration can't hold %q (quote, blank or backslash)", s)
 		}
 	}
 	f, err := os.OpenFile(c.File, os.O_RDWR|os.O_CREATE, 0o600)
@@ -207,7 +270,7 @@ func (t *Target) run() error {
 	return <-started
 }
 
-// ready waits until istgt takes connections.
+// ready waits until it takes connections.
 func (t *Target) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
@@ -220,17 +283,17 @@ func (t *Target) ready(ctx context.Context) error {
 		}
 		select {
 		case <-t.done:
-			return fmt.Errorf("istgt ended at once: %s", t.lastLog())
+			return fmt.Errorf("%s ended at once: %s", t.what.name, t.lastLog())
 		case <-ctx.Done():
-			return fmt.Errorf("istgt doesn't listen on %s: %s", t.portal, t.lastLog())
+			return fmt.Errorf("%s doesn't listen on %s: %s", t.what.name, t.portal, t.lastLog())
 		case <-tick.C:
 		}
 	}
 }
 
-// lastLog is the end of istgt's log, on one line.
+// lastLog is the end of the program's log, on one line.
 func (t *Target) lastLog() string {
-	b, err := os.ReadFile(filepath.Join(t.cfg.Dir, "istgt.log"))
+	b, err := os.ReadFile(filepath.Join(t.cfg.Dir, "target.log"))
 	if err != nil {
 		return err.Error()
 	}
@@ -241,8 +304,16 @@ func (t *Target) lastLog() string {
 // Portal is host:port to log in to.
 func (t *Target) Portal() string { return t.portal }
 
+// SecondPortal is the host:port of Config.Second.
+func (t *Target) SecondPortal() string {
+	return net.JoinHostPort(t.cfg.Address, strconv.Itoa(t.cfg.secondPort))
+}
+
 // IQN is the target's name.
-func (t *Target) IQN() string { return name }
+func (t *Target) IQN() string { return t.what.target }
+
+// LUN is the volume's logical unit number.
+func (t *Target) LUN() int { return t.what.lun }
 
 // Port is the port it listens on.
 func (t *Target) Port() int { return t.cfg.Port }
@@ -250,9 +321,9 @@ func (t *Target) Port() int { return t.cfg.Port }
 // Done is closed when the process has ended.
 func (t *Target) Done() <-chan struct{} { return t.done }
 
-// Log writes istgt's own messages to w.
+// Log writes the program's own messages to w.
 func (t *Target) Log(w io.Writer) error {
-	f, err := os.Open(filepath.Join(t.cfg.Dir, "istgt.log"))
+	f, err := os.Open(filepath.Join(t.cfg.Dir, "target.log"))
 	if err != nil {
 		return err
 	}
@@ -261,7 +332,7 @@ func (t *Target) Log(w io.Writer) error {
 	return err
 }
 
-// Stop asks istgt to end, and ends it by force after five seconds.
+// Stop asks the program to end, and ends it by force after five seconds.
 func (t *Target) Stop() {
 	t.once.Do(func() {
 		_ = t.cmd.Process.Signal(syscall.SIGTERM)
@@ -276,7 +347,7 @@ func (t *Target) Stop() {
 	})
 }
 
-// Kill ends istgt without warning, as a power cut would; what it has written is
+// Kill ends it without warning, as a power cut would; what it has written is
 // in the file.
 func (t *Target) Kill() {
 	t.once.Do(func() {
@@ -288,5 +359,5 @@ func (t *Target) Kill() {
 // Restart starts a killed or stopped target again, on the same port.
 func (t *Target) Restart(ctx context.Context) (*Target, error) {
 	t.Kill()
-	return Start(ctx, t.cfg)
+	return startAny(ctx, t.what, t.cfg)
 }

@@ -75,6 +75,7 @@ func TestBadConfig(t *testing.T) {
 		"needs a directory":            {},
 		"12 to 16 characters":          {Dir: t.TempDir(), Size: 1 << 20, User: "u", Secret: "short"},
 		"expected a multiple of 1 MiB": {Dir: t.TempDir(), Size: 5},
+		"mutual CHAP needs":            {Dir: t.TempDir(), Size: 1 << 20, OwnUser: "u", OwnSecret: "123456789012"},
 		"can't hold":                   {Dir: t.TempDir(), Size: 1 << 20, User: "a\"b", Secret: "123456789012"},
 	} {
 		if _, err := cfg.complete(); err == nil || !strings.Contains(err.Error(), want) {
@@ -90,5 +91,29 @@ func TestBadConfig(t *testing.T) {
 	cancel()
 	if _, err := Start(ctx, Config{Dir: dir, Size: 1 << 20}); err == nil {
 		t.Error("start with a cancelled context")
+	}
+}
+
+func TestTgt(t *testing.T) {
+	tg, err := StartTgt(t.Context(), Config{Dir: t.TempDir(), Size: 1 << 20, Second: true, User: "u", Secret: "123456789012"})
+	if errors.Is(err, ErrTgtMissing) || errors.Is(err, ErrNotRoot) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !connects(tg.Portal()) || !connects(tg.SecondPortal()) || tg.Portal() == tg.SecondPortal() {
+		t.Errorf("portals %s and %s", tg.Portal(), tg.SecondPortal())
+	}
+	next, err := tg.Restart(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if next.Portal() != tg.Portal() || next.SecondPortal() != tg.SecondPortal() || !connects(next.SecondPortal()) {
+		t.Error("restarted elsewhere")
+	}
+	next.Stop()
+	if connects(next.Portal()) {
+		t.Error("stopped, and takes connections")
 	}
 }

@@ -7,8 +7,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
+	"text/tabwriter"
 
 	"github.com/duet-ft/duet/hvd/daemon/define"
 	"github.com/duet-ft/duet/hvd/hostcfg"
@@ -24,8 +26,8 @@ type access struct {
 	cfg       hostcfg.Volume
 }
 
-// parse reads the flags, and returns what follows them.
-func (a *access) parse(name string, args []string) ([]string, error) {
+// parse reads the flags, and returns what follows them. anyTarget means that a portal is asked for, and no volume.
+func (a *access) parse(name string, args []string, anyTarget bool) ([]string, error) {
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&a.file, "file", "", "")
@@ -35,6 +37,10 @@ func (a *access) parse(name string, args []string) ([]string, error) {
 	f.IntVar(&a.cfg.LUN, "lun", 0, "")
 	f.StringVar(&a.cfg.User, "user", "", "")
 	f.StringVar(&a.cfg.Secret, "secret", os.Getenv("DUET_SECRET"), "")
+	f.StringVar(&a.cfg.Portal2, "portal2", "", "")
+	f.StringVar(&a.cfg.TargetUser, "target-user", "", "")
+	f.StringVar(&a.cfg.TargetSecret, "target-secret", os.Getenv("DUET_TARGET_SECRET"), "")
+	f.BoolVar(&a.cfg.Digests, "digests", false, "")
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil, ErrUsage
@@ -44,13 +50,18 @@ func (a *access) parse(name string, args []string) ([]string, error) {
 	switch {
 	case a.file != "" && a.cfg.Portal != "":
 		return nil, fmt.Errorf("%w: give either --file or --portal", ErrUsage)
-	case a.file == "" && (a.cfg.Portal == "" || a.cfg.Target == ""):
+	case anyTarget && (a.cfg.Portal == "" || a.cfg.Target != ""):
+		return nil, fmt.Errorf("%w: which portal? Give --portal, and no --target", ErrUsage)
+	case !anyTarget && a.file == "" && (a.cfg.Portal == "" || a.cfg.Target == ""):
 		return nil, fmt.Errorf("%w: which volume? Give --portal and --target, or --file", ErrUsage)
 	case a.cfg.LUN < 0:
 		return nil, fmt.Errorf("%w: --lun %d", ErrUsage, a.cfg.LUN)
 	}
 	if a.cfg.User == "" {
 		a.cfg.Secret = "" // the one of the environment isn't meant
+	}
+	if a.cfg.TargetUser == "" {
+		a.cfg.TargetSecret = "" // likewise
 	}
 	return f.Args(), nil
 }
@@ -81,24 +92,64 @@ func (a *access) open(ctx context.Context, write bool) (*store, error) {
 		}
 		return &store{Blocks: b, file: f, keeper: define.Keeper("file " + a.file)}, nil
 	}
-	host, err := os.Hostname()
+	cfg, err := a.session()
 	if err != nil {
-		host = "unknown"
-	}
-	cfg := iscsi.Config{
-		Portal: a.cfg.Portal, Target: a.cfg.Target, LUN: uint64(a.cfg.LUN), User: a.cfg.User, Secret: a.cfg.Secret,
-		Initiator: nexus.Initiator(nexus.Tool + label(host)), HeaderDigest: true, DataDigest: true,
-	}
-	// Of type random (RFC 7143, section 11.12.5), so that two runs don't end each other's session.
-	if _, err := rand.Read(cfg.ISID[1:]); err != nil {
 		return nil, err
 	}
-	cfg.ISID[0] = 0x80
 	s, err := iscsi.Dial(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	return &store{Blocks: s, session: s, keeper: define.SessionKeeper(cfg.Initiator, cfg.ISID)}, nil
+}
+
+// session is how to log in. The ISID is of type random (RFC 7143, section 11.12.5), so that two runs don't end each
+// other's session.
+func (a *access) session() (iscsi.Config, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	isid := [6]byte{0x80}
+	if _, err := rand.Read(isid[1:]); err != nil {
+		return iscsi.Config{}, err
+	}
+	v := a.cfg
+	v.Portal, v.Portal2 = withPort(v.Portal), withPort(v.Portal2)
+	cfg := nexus.Config(v, nexus.Initiator(nexus.Tool+label(host)), isid)
+	cfg.HeaderDigest, cfg.DataDigest = true, true
+	return cfg, nil
+}
+
+// withPort adds iSCSI's port to an address that has none.
+func withPort(s string) string {
+	if _, _, err := net.SplitHostPort(s); err == nil || s == "" {
+		return s
+	}
+	return net.JoinHostPort(strings.Trim(s, "[]"), fmt.Sprint(hostcfg.DefaultPort))
+}
+
+// discover lists the targets of a portal.
+func (a *access) discover(ctx context.Context, out io.Writer) error {
+	cfg, err := a.session()
+	if err != nil {
+		return err
+	}
+	list, err := iscsi.Discover(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		return fmt.Errorf("portal %s shows this initiator, %s, no target (check the target's list of allowed initiators)", cfg.Portal, cfg.Initiator)
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "TARGET\tPORTAL\tPORTAL GROUP")
+	for _, t := range list {
+		for _, p := range t.Portals {
+			fmt.Fprintf(w, "%s\t%s\t%d\n", t.Target, p.Address, p.Group)
+		}
+	}
+	return w.Flush()
 }
 
 // label makes a host's name fit for an iSCSI name (RFC 3722).

@@ -101,3 +101,42 @@ func extFS(t *testing.T, path, size string) []byte {
 	}
 	return content
 }
+
+// TestGoodTarget runs the command lines against a target with everything that the flags can ask for.
+func TestGoodTarget(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: no real target")
+	}
+	b := newBench(t)
+	b.write("zeros", make([]byte, 1<<20))
+	tg, err := target.Start(t.Context(), target.Config{
+		Dir: b.path("target"), File: b.path("volume"), User: "duet", Secret: secret, OwnUser: "box", OwnSecret: "box-secret-12", Second: true,
+	})
+	if errors.Is(err, target.ErrMissing) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tg.Stop)
+	b.ok("volume discover --portal "+tg.Portal(), tg.IQN())
+	b.fails("volume discover --portal 127.0.0.1:1", "connection refused")
+	b.fails("volume discover --portal "+tg.Portal()+" --target x", "no --target")
+	t.Setenv("DUET_TARGET_SECRET", "box-secret-12")
+	login := fmt.Sprintf(" --target %s --user duet --secret %s --target-user box --digests", tg.IQN(), secret)
+	flags := " --portal " + tg.Portal() + login
+	b.ok("volume format"+flags, "is ready")
+	b.ok("volume check"+flags, "a pair can work with this volume")
+	// The first portal is dead: the second one does.
+	b.ok("volume check --portal 127.0.0.1:1 --portal2 "+tg.SecondPortal()+login, "a pair can work with this volume")
+	b.fails("volume check --portal "+tg.Portal()+" --portal2 "+tg.Portal()+login, "both portals")
+	b.fails("volume check"+strings.Replace(flags, "--target-user box", "--target-user fox", 1), "doesn't prove that it is the right one")
+	b.ok("volume create"+flags+" /db.json", "VM db is defined")
+	// Twice, so that zeros overwrite what was there.
+	b.write("ones", bytes.Repeat([]byte{1}, 1<<20))
+	b.ok("disk import"+flags+" db root /ones", "")
+	b.ok("disk import"+flags+" db root /zeros", "")
+	if now, err := os.ReadFile(b.path("volume")); err != nil || bytes.Count(now, []byte{1, 1, 1, 1, 1, 1, 1, 1}) > 0 {
+		t.Errorf("the image's zeros aren't on the disk (%v)", err)
+	}
+}

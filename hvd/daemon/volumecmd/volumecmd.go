@@ -32,12 +32,14 @@ const Usage = `  hvd volume format VOLUME                  make an empty volume 
   hvd volume repair VOLUME                  write damaged metadata again, where an undamaged copy has it
   hvd volume rollback VOLUME                go back to older VM definitions, where the newest are damaged
   hvd volume release VOLUME VM              make a VM stopped whose arbiter block is damaged, when you know that no host runs it
+  hvd volume discover --portal ADDRESS[:PORT]   the targets that a portal knows, and their portals
   hvd volume create VOLUME DEFINITION       define a VM, from a file of JSON; a host fills its disks with zeros
   hvd disk import VOLUME VM DISK IMAGE      copy a raw disk image onto a disk of a VM that is stopped
 
 VOLUME is one of
-  --portal ADDRESS[:PORT] --target NAME [--lun N] [--user NAME --secret SECRET]
-        (the secret can be in the environment, as DUET_SECRET)
+  --portal ADDRESS[:PORT] --target NAME [--lun N] [--user NAME --secret SECRET] [--portal2 ADDRESS[:PORT]]
+        [--target-user NAME --target-secret SECRET] [--digests]
+        (the secrets can be in the environment, as DUET_SECRET and DUET_TARGET_SECRET)
   --file IMAGE [--block-size 512|4096]      a file or block device that no target serves meanwhile
 `
 
@@ -52,9 +54,13 @@ func Run(ctx context.Context, word string, args []string, out, progress io.Write
 		return fmt.Errorf("%w: there is no hvd %s %.40s", ErrUsage, word, args[0])
 	}
 	var a access
-	rest, err := a.parse(word, args[1:])
+	anyTarget := c.run == nil
+	rest, err := a.parse(word, args[1:], anyTarget)
 	if err != nil {
 		return err
+	}
+	if anyTarget && len(rest) == 0 {
+		return a.discover(ctx, out)
 	}
 	if want := strings.Fields(c.args); len(rest) != len(want) {
 		return fmt.Errorf("%w: hvd %s %s takes %s and has %d arguments behind the flags",
@@ -71,7 +77,8 @@ func Run(ctx context.Context, word string, args []string, out, progress io.Write
 type command struct {
 	args   string // the arguments' names
 	writes bool
-	run    func(ctx context.Context, s *store, args []string, out, progress io.Writer) error
+	// run is nil for the command that needs no volume, discover.
+	run func(ctx context.Context, s *store, args []string, out, progress io.Writer) error
 }
 
 var commands = map[string]command{
@@ -81,12 +88,13 @@ var commands = map[string]command{
 	"volume repair":   {"", true, repair},
 	"volume rollback": {"", true, rollback},
 	"volume release":  {"VM", true, release},
+	"volume discover": {"", false, nil},
 	"volume create":   {"DEFINITION", true, create},
 	"disk import":     {"VM DISK IMAGE", true, importDisk},
 }
 
 // verbs are what may follow each word.
-var verbs = map[string]string{"volume": "format, check, list, repair, rollback, release, create", "disk": "import"}
+var verbs = map[string]string{"volume": "format, check, list, repair, rollback, release, discover, create", "disk": "import"}
 
 func format(ctx context.Context, s *store, _ []string, out, _ io.Writer) error {
 	if err := volume.Format(ctx, s); err != nil {
