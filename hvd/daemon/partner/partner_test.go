@@ -207,6 +207,29 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestEarlyJoin dials a host that was heard and doesn't listen yet.
+func TestEarlyJoin(t *testing.T) {
+	port := freePort(t)
+	a, b := newTestHost(t, "a", "127.0.0.1", port), newTestHost(t, "b", "127.0.0.2", port)
+	b.address = netip.MustParseAddr("127.0.0.3") // where a listens later
+	late := &testHost{Host: a.Host, address: b.address}
+	b.meet(late)
+	done := make(chan error, 1)
+	go func() {
+		_, err := b.Join(t.Context(), a.State().Code)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Fatalf("before it listens: %v", err)
+	case <-time.After(3 * dialAgain):
+	}
+	go a.accept(t.Context(), NIC{Listen: b.address})
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSilentStranger opens connections and says nothing: others are served all the same once these are gone.
 func TestSilentStranger(t *testing.T) {
 	a, b, ctx := pairOfHosts(t)

@@ -2,6 +2,7 @@ package partner
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -17,6 +18,12 @@ var allNodes = netip.MustParseAddr("ff02::1")
 
 // retry is the pause before a socket that failed is opened again: the NIC may be down still.
 const retry = time.Second
+
+// How long and how often a neighbour that was heard is dialled.
+const (
+	dialPatience = 6 * time.Second
+	dialAgain    = 100 * time.Millisecond
+)
 
 // maxAddresses bounds for how many addresses of a NIC beacons go out.
 const maxAddresses = 4
@@ -44,7 +51,23 @@ func (n NIC) listen() netip.Addr {
 	return netip.IPv6Unspecified()
 }
 
+// dial connects to a neighbour. Right after a host's start that takes a moment: its beacon may be heard before this host's own
+// address is known to be its only (RFC 4862, section 5.4: connecting fails with EADDRNOTAVAIL), or before it listens.
 func (h *Host) dial(ctx context.Context, n pairing.Neighbour) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialPatience)
+	defer cancel()
+	for {
+		c, err := h.dialOnce(ctx, n)
+		if err == nil || !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ECONNREFUSED) {
+			return c, err
+		}
+		if pause(ctx, dialAgain); ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+func (h *Host) dialOnce(ctx context.Context, n pairing.Neighbour) (net.Conn, error) {
 	d := net.Dialer{Control: bind(n.NIC)}
 	address := n.Address
 	if n.NIC != "" {
