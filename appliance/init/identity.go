@@ -3,7 +3,6 @@ package main
 import (
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -47,7 +46,7 @@ func identity(dir string, say func(string)) (name string) {
 		say(fmt.Sprintf("no key: %v", err))
 	} else {
 		public, _ := key.Public().(ed25519.PublicKey)
-		name = keyName(public)
+		name = hostkey.Name(public)
 		if made {
 			say(fmt.Sprintf("new host key %x", []byte(public)))
 		}
@@ -57,12 +56,6 @@ func identity(dir string, say func(string)) (name string) {
 		name = cfg.Name
 	}
 	return name
-}
-
-// keyName derives a host's name from its key.
-func keyName(public ed25519.PublicKey) string {
-	sum := sha256.Sum256(public)
-	return fmt.Sprintf("%s-%x", fallbackName, sum[:3])
 }
 
 // ensure makes a file of one line unless there is one, and tells whether it did.

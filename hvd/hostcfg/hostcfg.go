@@ -136,9 +136,18 @@ func Load(path string) (*Config, error) {
 }
 
 func load(path string) (*Config, error) {
+	c, err := loadFile(path, Parse)
+	if c == nil && err == nil {
+		c = &Config{}
+	}
+	return c, err
+}
+
+// loadFile reads and parses the file at path; nil if there is none.
+func loadFile[T any](path string, parse func([]byte) (*T, error)) (*T, error) {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return &Config{}, nil
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
@@ -148,26 +157,34 @@ func load(path string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c, err := Parse(b)
+	v, err := parse(b)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return c, nil
+	return v, nil
+}
+
+// decode decodes the bytes of a file that is one JSON object.
+func decode(b []byte, to any) error {
+	if len(b) > MaxSize {
+		return fmt.Errorf("larger than %d bytes", MaxSize)
+	}
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(to); err != nil {
+		return readable(err, b)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is something after the closing brace of the JSON object")
+	}
+	return nil
 }
 
 // Parse decodes and checks the bytes of a host.json. Errors are one line each.
 func Parse(b []byte) (*Config, error) {
-	if len(b) > MaxSize {
-		return nil, fmt.Errorf("larger than %d bytes", MaxSize)
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
 	var c Config
-	if err := dec.Decode(&c); err != nil {
-		return nil, readable(err, b)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("there is something after the closing brace of the JSON object")
+	if err := decode(b, &c); err != nil {
+		return nil, err
 	}
 	if err := c.check(); err != nil {
 		return nil, err

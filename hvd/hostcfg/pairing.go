@@ -1,12 +1,9 @@
 package hostcfg
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -48,39 +45,13 @@ type Pairing struct {
 func PairingPath(config string) string { return filepath.Join(filepath.Dir(config), pairingName) }
 
 // LoadPairing reads the file at path; nil if there is none. Errors are one line.
-func LoadPairing(path string) (*Pairing, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, MaxSize+1))
-	if err != nil {
-		return nil, err
-	}
-	p, err := ParsePairing(b)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return p, nil
-}
+func LoadPairing(path string) (*Pairing, error) { return loadFile(path, ParsePairing) }
 
 // ParsePairing decodes and checks the bytes of a pair.json.
 func ParsePairing(b []byte) (*Pairing, error) {
-	if len(b) > MaxSize {
-		return nil, fmt.Errorf("larger than %d bytes", MaxSize)
-	}
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.DisallowUnknownFields()
 	var p Pairing
-	if err := dec.Decode(&p); err != nil {
-		return nil, readable(err, b)
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("there is something after the closing brace of the JSON object")
+	if err := decode(b, &p); err != nil {
+		return nil, err
 	}
 	if err := (&Config{}).with(&p).check(); err != nil {
 		return nil, err
