@@ -140,8 +140,14 @@ func TestSameGroup(t *testing.T) {
 		first, group, portal int
 		ok                   bool
 	}{
-		{1, 1, 0, true}, {1, 1, 1, true}, {1, 2, 0, false}, {1, 2, 1, false}, {1, unknown, 1, false},
-		{unknown, unknown, 0, true}, {unknown, unknown, 1, false}, {unknown, 1, 0, true},
+		{1, 1, 0, true},
+		{1, 1, 1, true},
+		{1, 2, 0, false},
+		{1, 2, 1, false},
+		{1, unknown, 1, false},
+		{unknown, unknown, 0, true},
+		{unknown, unknown, 1, false},
+		{unknown, 1, 0, true},
 	} {
 		s := &Session{cfg: Config{Portal: "a:1", Second: "b:1"}, logins: 1, group: c.first}
 		if err := s.sameGroup(c.group, c.portal); (err == nil) != c.ok {
