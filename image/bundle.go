@@ -41,11 +41,7 @@ func makeBundle(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	b, err := disk.NewBuilder(".")
-	if err != nil {
-		return err
-	}
-	img, err := b.Build(ctx)
+	img, err := buildImage(ctx, nil)
 	if err != nil {
 		return err
 	}

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/duet-ft/duet/image/disk"
 	"github.com/duet-ft/duet/image/flash"
 )
 
@@ -37,11 +36,7 @@ func flashDevice(ctx context.Context, args []string) error {
 		return err
 	}
 	if *file == "" {
-		b, err := disk.NewBuilder(".")
-		if err != nil {
-			return err
-		}
-		img, err := b.Build(ctx)
+		img, err := buildImage(ctx, nil)
 		if err != nil {
 			return err
 		}

@@ -109,15 +109,12 @@ func build(ctx context.Context, args []string) error {
 			return err
 		}
 	}
-	b, err := disk.NewBuilder(".")
-	if err != nil {
-		return err
-	}
+	var log io.Writer
 	if *verbose {
-		b.Log = os.Stderr
+		log = os.Stderr
 	}
 	start := time.Now()
-	img, err := b.Build(ctx)
+	img, err := buildImage(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -158,4 +155,14 @@ func hashOf(path string) ([]byte, error) {
 		return nil, err
 	}
 	return h.Sum(nil), nil
+}
+
+// buildImage builds the image of the present sources; log gets what the packer says, or is nil.
+func buildImage(ctx context.Context, log io.Writer) (*disk.Image, error) {
+	b, err := disk.NewBuilder(".")
+	if err != nil {
+		return nil, err
+	}
+	b.Log = log
+	return b.Build(ctx)
 }
