@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/diskfs/go-diskfs"
+	"github.com/diskfs/go-diskfs/partition"
 	"github.com/diskfs/go-diskfs/partition/gpt"
 )
 
@@ -59,6 +60,25 @@ func valid(b []byte) (first, last bool) {
 		table{b[len(b)-sector:], b[len(b)-BackupSize : len(b)-sector]}.check(n-1) == nil
 }
 
+// tableOf is the partition table of a disk as go-diskfs reads it.
+func tableOf(t *testing.T, b []byte) partition.Table {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := diskfs.Open(path, diskfs.WithOpenMode(diskfs.ReadOnly))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	got, err := d.GetPartitionTable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
 func TestGrow(t *testing.T) {
 	b := disk(t, 4)
 	p, err := grow(b)
@@ -74,19 +94,7 @@ func TestGrow(t *testing.T) {
 	if p.Start != (2048+3*2048)*512 || p.Start+p.Size > newSize-BackupSize || p.Start+p.Size < newSize-BackupSize-4096 || p.Size%4096 != 0 {
 		t.Errorf("%d bytes at %d", p.Size, p.Start)
 	}
-	path := filepath.Join(t.TempDir(), "grown")
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	d, err := diskfs.Open(path, diskfs.WithOpenMode(diskfs.ReadOnly))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	got, err := d.GetPartitionTable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := tableOf(t, b)
 	parts := got.GetPartitions()
 	if len(parts) < 4 || parts[3].GetStart() != p.Start || parts[3].GetSize() != p.Size || parts[2].GetSize() != 1<<20 {
 		t.Errorf("go-diskfs sees the fourth at %d, %d bytes", parts[3].GetStart(), parts[3].GetSize())
@@ -156,19 +164,7 @@ func TestIdentify(t *testing.T) {
 	for _, w := range p.Writes {
 		copy(b[w.Offset:], w.Data)
 	}
-	path := filepath.Join(t.TempDir(), "identified")
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	d, err := diskfs.Open(path, diskfs.WithOpenMode(diskfs.ReadOnly))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer d.Close()
-	got, err := d.GetPartitionTable()
-	if err != nil {
-		t.Fatal(err)
-	}
+	got := tableOf(t, b)
 	for i, q := range got.(*gpt.Table).Partitions[:4] {
 		if want := fmt.Sprintf("60C24CC1-F3F9-427A-8199-00AB12CD%04X", i+1); q.GUID != want {
 			t.Errorf("partition %d has %s, want %s", i+1, q.GUID, want)
