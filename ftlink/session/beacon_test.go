@@ -3,44 +3,22 @@ package session
 import (
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"strings"
-	"syscall"
 	"testing"
 
+	"github.com/duet-ft/duet/ftlink/nic/nictest"
 	"github.com/vishvananda/netlink"
 )
-
-// inNamespace is set in the process that TestBeacons starts.
-const inNamespace = "DUET_TEST_NETWORK_NAMESPACE"
 
 // TestBeacons runs a pair over two virtual cables, as on two hosts: link-local
 // addresses, the peer found by beacons, and the cable pulled. It needs a
 // network namespace, which it makes for itself.
 func TestBeacons(t *testing.T) {
-	if os.Getenv(inNamespace) == "" {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestBeacons$", "-test.v")
-		cmd.Env = append(os.Environ(), inNamespace+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-		}
-		out, err := cmd.CombinedOutput()
-		var exit *exec.ExitError
-		switch {
-		case errors.As(err, &exit):
-			t.Fatalf("%v\n%s", err, out)
-		case err != nil:
-			t.Skipf("no network namespace to test in: %v", err)
-		case strings.Contains(string(out), "--- SKIP"):
-			t.Skipf("%s", out)
-		}
+	if !nictest.Alone(t) {
 		return
 	}
-	cable(t, "direct")
-	cable(t, "manage")
+	nictest.Cable(t, "direct")
+	nictest.Cable(t, "manage")
 	a, b, ha, hb := configs()
 	a.Direct, b.Direct = PathConfig{Interface: "direct0"}, PathConfig{Interface: "direct1"}
 	a.Management, b.Management = PathConfig{Interface: "manage0"}, PathConfig{Interface: "manage1"}
@@ -54,7 +32,7 @@ func TestBeacons(t *testing.T) {
 
 	// The cable is pulled: heartbeats go on by the other path, and a stream
 	// that carries anything ends.
-	set(t, "direct0", netlink.LinkSetDown)
+	nictest.Set(t, "direct0", netlink.LinkSetDown)
 	beats(t, la, lb, ha, hb, Management)
 	for _, r := range []*recorder{ha, hb} {
 		if e := r.want(t, "down"); !errors.Is(e.err, ErrLost) || !strings.Contains(e.err.Error(), "the cable is out") {
@@ -64,36 +42,12 @@ func TestBeacons(t *testing.T) {
 	before := la.Stats().Direct.Received
 
 	// And put back.
-	set(t, "direct0", netlink.LinkSetUp)
+	nictest.Set(t, "direct0", netlink.LinkSetUp)
 	ha.want(t, "up")
 	hb.want(t, "up")
 	beats(t, la, lb, ha, hb, Direct, Management)
 	if s := la.Stats(); s.Direct.Received == before || s.Direct.Unverified != 0 || s.Management.Unverified != 0 {
 		t.Errorf("stats %+v", s)
-	}
-}
-
-// cable makes two NICs that are connected: name0 and name1.
-func cable(t *testing.T, name string) {
-	t.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name + "0"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name + "1"}); err != nil {
-		t.Skipf("this kernel makes no virtual cables: %v", err)
-	}
-	for i := range 2 {
-		set(t, fmt.Sprint(name, i), netlink.LinkSetUp)
-	}
-}
-
-func set(t *testing.T, name string, state func(netlink.Link) error) {
-	t.Helper()
-	nic, err := netlink.LinkByName(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := state(nic); err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/duet-ft/duet/ftlink/nic"
 )
 
 const (
@@ -195,7 +197,7 @@ func (p *path) beacon() {
 	to := netip.AddrPortFrom(allNodes.WithZone(p.cfg.Interface), p.link.cfg.port())
 	// The kernel chooses which of them is the source; the beacon that names it
 	// counts.
-	addresses := linkLocals(p.cfg.Interface)
+	addresses := nic.LinkLocals(p.cfg.Interface)
 	for _, b.address = range addresses[:min(len(addresses), maxBeacons)] {
 		p.send(kindBeacon, to, b.append(nil))
 	}

@@ -5,7 +5,7 @@
 // # Place
 //
 // hvd runs one Link for each VM, and one for the hosts themselves. It knows
-// nothing of VMs or roles. It imports ftlink/wire.
+// nothing of VMs or roles. It imports ftlink/nic and wire.
 //
 // # The stream
 //

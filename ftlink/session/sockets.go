@@ -196,24 +196,3 @@ func (p *path) listenUDP(ctx context.Context) (*net.UDPConn, error) {
 	}
 	return c, nil
 }
-
-// linkLocals are the link-local IPv6 addresses of a NIC, without zone.
-func linkLocals(device string) []netip.Addr {
-	ifi, err := net.InterfaceByName(device)
-	if err != nil {
-		return nil
-	}
-	addrs, err := ifi.Addrs()
-	if err != nil {
-		return nil
-	}
-	var list []netip.Addr
-	for _, a := range addrs {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
-			if ip := prefix.Addr(); ip.Is6() && ip.IsLinkLocalUnicast() {
-				list = append(list, ip)
-			}
-		}
-	}
-	return list
-}

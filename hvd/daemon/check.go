@@ -4,12 +4,12 @@ import (
 	"bytes"
 	"context"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	"github.com/duet-ft/duet/ftlink/nic"
 	"github.com/duet-ft/duet/hvd/api"
 	"github.com/duet-ft/duet/hvd/daemon/checkup"
 	"golang.org/x/sys/unix"
@@ -53,17 +53,9 @@ func physicalNICs() (list []checkup.NIC) {
 
 // addresses are those of the management network at which the API can be reached.
 func addresses() (list []string) {
-	i, err := net.InterfaceByName(bridge)
-	if err != nil {
-		return nil
-	}
-	addrs, err := i.Addrs()
-	if err != nil {
-		return nil
-	}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && !p.Addr().IsLinkLocalUnicast() {
-			list = append(list, p.Addr().String())
+	for _, ip := range nic.Addresses(bridge) {
+		if !ip.IsLinkLocalUnicast() {
+			list = append(list, ip.String())
 		}
 	}
 	return list

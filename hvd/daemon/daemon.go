@@ -5,7 +5,7 @@
 //
 // The program hvd runs it, and starts itself again as "hvd vm NAME" for each VM, which is hvd/vmproc. The daemon
 // decides nothing about VMs: the two processes of a VM, one on each host, do. It changes disks while their VM is stopped. It
-// imports ftlink/pair, pairing, session and wire, hvd/api, hostcfg, hostkey, iscsi, kvm, nexus and volume, and its own
+// imports ftlink/nic, pair, pairing, session and wire, hvd/api, hostcfg, hostkey, iscsi, kvm, nexus and volume, and its own
 // packages: checkup, define, journal, partner, server, supervise, survey and vmsock.
 //
 // # Life

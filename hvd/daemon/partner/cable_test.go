@@ -1,46 +1,22 @@
 package partner
 
 import (
-	"errors"
 	"net/netip"
-	"os"
-	"os/exec"
-	"strings"
-	"syscall"
 	"testing"
 
+	"github.com/duet-ft/duet/ftlink/nic/nictest"
 	"github.com/duet-ft/duet/ftlink/pairing"
 	"github.com/vishvananda/netlink"
 )
 
-// inNamespace is set in the process that TestCable starts.
-const inNamespace = "DUET_TEST_NETWORK_NAMESPACE"
-
 // TestCable has two hosts with two NICs each, of which one is cabled to the other host: they find each other and which NIC
 // it is, and are paired over it. It needs a network namespace, which it makes for itself.
 func TestCable(t *testing.T) {
-	if os.Getenv(inNamespace) == "" {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestCable$", "-test.v")
-		cmd.Env = append(os.Environ(), inNamespace+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{
-			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
-			UidMappings: []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}},
-			GidMappings: []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}},
-		}
-		out, err := cmd.CombinedOutput()
-		var exit *exec.ExitError
-		switch {
-		case errors.As(err, &exit):
-			t.Fatalf("%v\n%s", err, out)
-		case err != nil:
-			t.Skipf("no network namespace to test in: %v", err)
-		case strings.Contains(string(out), "--- SKIP"):
-			t.Skipf("%s", out)
-		}
+	if !nictest.Alone(t) {
 		return
 	}
 	for _, name := range []string{"direct", "sparea", "spareb"} {
-		veth(t, name)
+		nictest.Cable(t, name)
 	}
 	a := newTestHost(t, "a", "", pairing.Port, "sparea0", "direct0")
 	b := newTestHost(t, "b", "", pairing.Port, "direct1", "spareb0", "missing0")
@@ -69,40 +45,13 @@ func TestCable(t *testing.T) {
 	})
 
 	// The cable is pulled: who isn't heard is forgotten.
-	nic, err := netlink.LinkByName("direct0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := netlink.LinkSetDown(nic); err != nil {
-		t.Fatal(err)
-	}
+	nictest.Set(t, "direct0", netlink.LinkSetDown)
 	eventually(t, "a is forgotten", func() bool { return len(b.State().Heard) == 0 })
 	if _, err := b.Join(t.Context(), "00000000"); err == nil || err.Error() != "no other host is heard on direct1 spareb0 missing0: is it on, and the direct cable in?" {
 		t.Errorf("without the cable: %v", err)
 	}
-	if err := netlink.LinkSetUp(nic); err != nil {
-		t.Fatal(err)
-	}
+	nictest.Set(t, "direct0", netlink.LinkSetUp)
 	eventually(t, "a is heard again", func() bool { return len(b.State().Heard) == 1 })
-}
-
-// veth makes two NICs that are connected: name0 and name1.
-func veth(t *testing.T, name string) {
-	t.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name + "0"
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: name + "1"}); err != nil {
-		t.Skipf("this kernel makes no virtual cables: %v", err)
-	}
-	for _, n := range []string{name + "0", name + "1"} {
-		nic, err := netlink.LinkByName(n)
-		if err == nil {
-			err = netlink.LinkSetUp(nic)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 }
 
 // nics are those of a test's host: named ones, or an address of the loopback.

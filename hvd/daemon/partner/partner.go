@@ -2,7 +2,7 @@
 //
 // # Place
 //
-// hvd/daemon runs one Host, and is told by Pin whom to trust. It imports ftlink/pairing with its spake2, and hvd/hostkey.
+// hvd/daemon runs one Host, and is told by Pin whom to trust. It imports ftlink/nic, ftlink/pairing with its spake2, and hvd/hostkey.
 //
 // # Threads
 //

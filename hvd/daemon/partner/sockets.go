@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/duet-ft/duet/ftlink/nic"
 	"github.com/duet-ft/duet/ftlink/pairing"
 	"golang.org/x/sys/unix"
 )
@@ -130,10 +131,11 @@ func (h *Host) beacons(ctx context.Context, nic NIC) {
 }
 
 // send sends a beacon each second, from each address that the NIC has.
-func (h *Host) send(ctx context.Context, p net.PacketConn, nic string) {
-	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(allNodes.WithZone(nic), uint16(h.cfg.Port)))
+func (h *Host) send(ctx context.Context, p net.PacketConn, name string) {
+	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(allNodes.WithZone(name), uint16(h.cfg.Port)))
 	for ctx.Err() == nil {
-		for _, a := range linkLocals(nic) {
+		list := nic.LinkLocals(name)
+		for _, a := range list[:min(len(list), maxAddresses)] {
 			// What isn't heard this time is next time.
 			_, _ = p.WriteTo(h.beacon(a), to)
 		}
@@ -157,24 +159,6 @@ func (h *Host) receive(p net.PacketConn, nic string) {
 			h.hear(beacon, nic)
 		}
 	}
-}
-
-// linkLocals are the link-local IPv6 addresses of a NIC, without zone.
-func linkLocals(nic string) (list []netip.Addr) {
-	i, err := net.InterfaceByName(nic)
-	if err != nil {
-		return nil
-	}
-	addrs, err := i.Addrs()
-	if err != nil {
-		return nil
-	}
-	for _, a := range addrs {
-		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() && len(list) < maxAddresses {
-			list = append(list, p.Addr())
-		}
-	}
-	return list
 }
 
 func pause(ctx context.Context, d time.Duration) {
